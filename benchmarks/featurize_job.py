@@ -1,0 +1,190 @@
+"""How fast the whole featurize job is, start-up included, against its kernel on every core; and what memory it takes.
+
+    python benchmarks/featurize_job.py --clips 10000 --json featurize_job.json
+
+The clips are made speech. The kernel is what a task does with each clip (read, decode, augment, features), on one
+thread, here, before the job starts. The job runs in processes of its own: on all cores, and on one. Wanted: on 10,000
+clips at least 80 % of kernel speed × cores; on 64 clips done within 25 s; memory the same for 1,000 and 50,000 clips.
+Nothing else should run on the machine: the load before the run stands in the results. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from featurize import machine, versions  # the benchmark beside this one
+
+from ser_ray import cli, storage
+from ser_ray.console import say, show_table
+from ser_ray.corpora import discover, synthetic
+from ser_ray.features import Featurizer, draw_banks, use_one_core
+from ser_ray.featurize import FeaturizeConfig, read_clip
+
+JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"
+SAMPLE = 200  # clips that the kernel is timed on
+SAMPLE_S = 5.0  # between two looks at memory, which cost time themselves
+# The job itself, on a Ray of so many CPUs.
+ON_CPUS = """
+import ray, runpy, sys
+ray.init(address="local", num_cpus=int(sys.argv.pop(1)), include_dashboard=False, log_to_driver=False,
+         logging_level="ERROR")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        clips: How many clips.
+        made: Folder of made speech, kept for the next time; by default one in the system's folder of temporary files.
+        scaling: Run the job on one core too.
+        json: File for the figures; none is written when empty.
+    """
+
+    clips: int = 10_000
+    made: str = ""
+    scaling: bool = True
+    json: str = ""
+
+
+def time_kernel(data: list[str], clips: int) -> float:
+    """Return clips per second of one thread, on clips from all over the corpora."""
+    use_one_core()
+    config = FeaturizeConfig()
+    kernel = Featurizer(config.features, draw_banks(config.features))
+    utterances = discover(data).utterances
+    sample = utterances[:: max(1, len(utterances) // min(SAMPLE, clips))]
+
+    def run() -> float:
+        started = time.perf_counter()
+        for utterance in sample:
+            _, clip = read_clip(utterance, config.features)
+            kernel.clip_rows(clip.waveform_T, utterance.utterance_id, config.augment, config.seed)
+        return time.perf_counter() - started
+
+    run()  # brings files and code into memory
+    return len(sample) / min(run() for _ in range(3))
+
+
+def run_job(data: list[str], cpus: int | None) -> dict[str, Any]:
+    """Run the job into a fresh store.
+
+    Args:
+        data: Roots.
+        cpus: CPUs of its Ray; None leaves that to the job.
+
+    Returns:
+        `wall_s`, `first_shard_s` since the start, `clips_per_s` of the whole, `steady_clips_per_s` from the first shard
+        to the last, and the peak proportional set sizes `driver_mb` and `worker_mb` (the largest).
+    """
+    folder = Path(tempfile.mkdtemp(prefix="featurize_job_"))
+    prefix = [sys.executable, *(["-c", ON_CPUS, str(cpus)] if cpus else [])]
+    started = time.time()
+    job = subprocess.Popen(
+        [*prefix, str(JOB), "--features", "summary", "--data", *data, "--store", str(folder / "store")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    peaks = {"driver_mb": 0.0, "worker_mb": 0.0}
+    watcher = threading.Thread(target=_watch, args=(job, peaks))
+    watcher.start()
+    said, _ = job.communicate()
+    wall_s = time.time() - started
+    watcher.join()
+    if job.returncode:
+        sys.exit(said)
+    rows = json.loads((folder / "store" / "store.json").read_text())
+    per_clip = len(rows["augmentations"])
+    shards = sorted(
+        (path.stat().st_mtime, pq.read_metadata(path).num_rows // per_clip)
+        for path in (folder / "store" / "shards").glob("*.parquet")
+    )
+    clips = sum(count for _, count in shards)
+    (first, first_clips), (last, _) = shards[0], shards[-1]
+    shutil.rmtree(folder)
+    return {
+        "wall_s": wall_s,
+        "first_shard_s": first - started,
+        "clips_per_s": clips / wall_s,
+        "steady_clips_per_s": (clips - first_clips) / (last - first) if last > first else None,
+        **peaks,
+    }
+
+
+def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
+    """Note the peak memory of a job's driver and of the largest of its workers until it ends."""
+    while job.poll() is None:
+        parents, names = {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, rest = stat.read_text().partition(" (")[2].rpartition(") ")
+                parents[int(stat.parent.name)], names[int(stat.parent.name)] = int(rest.split()[1]), name
+            except OSError:
+                continue
+        below = {job.pid}
+        while more := {pid for pid, parent in parents.items() if parent in below} - below:
+            below |= more
+        for pid in below:
+            kind = "driver_mb" if pid == job.pid else "worker_mb"
+            if pid == job.pid or names.get(pid, "").startswith("ray::"):
+                peaks[kind] = max(peaks[kind], _pss_mb(pid))
+        time.sleep(SAMPLE_S)
+
+
+def _pss_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def main(argv: list[str]) -> None:
+    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    data = synthetic.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    kernel = time_kernel(data, flags.clips)
+    runs = {"all cores": run_job(data, None)}
+    if flags.scaling and cores > 1:
+        runs["one core"] = run_job(data, 1)
+    figures = {
+        "clips": flags.clips,
+        "cores": cores,
+        "load_before": load,
+        "kernel_clips_per_s": kernel,
+        "share": runs["all cores"]["clips_per_s"] / (kernel * cores),
+        "scaling": _ratio(*(run["steady_clips_per_s"] for run in runs.values())) if len(runs) == 2 else None,
+        "runs": runs,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    show_table(f"Featurizing {flags.clips} clips", [{"job on": name} | run for name, run in runs.items()])
+    say(f"kernel: {kernel:.1f} clips/s on one thread, {1000 / kernel:.2f} ms a clip")
+    say(f"job, start-up included: {figures['share']:.1%} of kernel speed x {cores} cores; load before: {load:.1f}")
+    if figures["scaling"]:
+        say(f"from one core to {cores} the steady state is {figures['scaling']:.2f} times as fast")
+    if flags.json:
+        storage.write_json(flags.json, figures)
+        say(f"figures: {flags.json}")
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return one / other if one and other else None
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,177 @@
+"""Write `docs/results.md` from the `metrics.json` files of finished runs.
+
+    python benchmarks/results.py --runs runs/results/* --output docs/results.md
+
+Nothing in the page is written by hand but its explanations; it holds numbers only, nothing of the recordings.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from ser_ray import cli, storage
+from ser_ray.console import say
+from ser_ray.errors import UserError
+from ser_ray.results import read_run
+
+PUBLISHED = """\
+| system | protocol | RAVDESS, UAR % | SAVEE, UAR % |
+|---|---|---|---|
+| frozen Whisper-large-v3 + MLP | EmoBox folds, within corpus | 75.3 | 74.1 |
+| frozen WavLM-large + MLP | the same | 72.0 | 66.7 |
+| frozen HuBERT-base + MLP | the same | 65.4 | 58.9 |
+| frozen WavLM-base + MLP | the same | 61.6 | 63.6 |
+| frozen wav2vec2-base + MLP | the same | 54.3 | 44.9 |
+| ResLSTM-SA, from scratch | 5 speaker-independent folds | 62.3 | – |
+
+Rows of frozen encoders are EmoBox's (arXiv 2406.07162), the last is arXiv 2606.03359. Encoders were pretrained on
+much other speech; everything below is trained from scratch on the corpora alone. People who hear the sound alone
+recognize the intended emotion in about 60 % of RAVDESS clips, 41 % of CREMA-D, 82 % of TESS and 67 % of SAVEE.
+"""
+
+INTRO = """\
+# Results
+
+Written by `benchmarks/results.py` from the `metrics.json` of the runs below; the command of each stands with it
+(`CORPORA` is the folder of the corpora). UAR is the mean recall over emotions, in percent; chance is 12.5 for eight
+emotions. Intervals are 95 % bootstrap intervals that draw speakers, so they say how far the score would move with
+other people (with two speakers, as in TESS, they say little). Early stopping, learning rate and temperature look at
+validation speakers only; test speakers were looked at once.
+
+`cnn1d` is the network of the widely copied notebook on its 162 averaged features, `log_mel_resnet` ours on log-mel
+frames. The settings of `log_mel_resnet` (epochs, width, no squeeze-and-excitation, training within the corpus) were
+chosen by validation UAR on two folds of RAVDESS; those of `cnn1d` are its recipe's.
+
+The corpora at hand were all 1,440 speech clips of RAVDESS, the 3,266 clips of 40 of CREMA-D's 91 actors, and 350 of the
+2,800 clips of TESS. A pooled score partly measures which corpus a clip came from, by its recording; read it per corpus.
+"""
+
+DIFFERENCE = """\
+## What the split is worth
+
+The notebook protocol splits rows at random after augmentation. Most of its test rows have a sibling in training: the
+same clip with noise or stretched, and every speaker and sentence is shared. Same features, same network, other split:
+"""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        runs: Folders of finished runs.
+        output: The page to write.
+    """
+
+    runs: tuple[str, ...] = ()
+    output: str = "docs/results.md"
+
+
+def main(argv: list[str]) -> None:
+    values = cli.parse(argv, __doc__, Flags)
+    if not values["runs"]:
+        raise UserError("--runs is missing: name the folders of finished runs")
+    runs = [read_run(run)[0] for run in values["runs"]]
+    parts = [
+        INTRO,
+        "## Published numbers\n",
+        PUBLISHED,
+        "## All runs\n",
+        overview(runs),
+        *([DIFFERENCE, overview([run for run in runs if is_notebook(run)])] if any(map(is_leaky, runs)) else []),
+        "## Each run\n",
+        *map(section, runs),
+    ]
+    storage.write_text(values["output"], "\n".join(parts))
+    say(f"{values['output']}: {len(runs)} runs")
+
+
+def is_leaky(run: dict[str, Any]) -> bool:
+    """Tell whether a run's protocol leaks."""
+    return run["protocol"] == "notebook"
+
+
+def is_notebook(run: dict[str, Any]) -> bool:
+    """Tell whether a run shows what the notebook's network is worth."""
+    return run["config"]["model"]["model"] == "cnn1d" and run["protocol"] in ("notebook", "speaker-independent")
+
+
+def overview(runs: list[dict[str, Any]]) -> str:
+    """Return a table with one row per run and corpus."""
+    lines = [
+        "| model | protocol | trained on | tested on | clips | UAR | 95 % interval | accuracy |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        trained = "+".join(run["config"]["corpus"]) or "+".join(sorted(run["per_corpus"]))
+        pooled = {"all": run} if len(run["per_corpus"]) > 1 else {}
+        for corpus, scores in {**pooled, **run["per_corpus"]}.items():
+            cells = [run["config"]["model"]["model"], name(run), trained, corpus, scores["num_test"]]
+            cells += [percent(scores["uar"]), between(scores["interval"]["uar"]), percent(scores["accuracy"])]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def section(run: dict[str, Any]) -> str:
+    """Return what is to be known of one run."""
+    lines = [f"### {run['config']['model']['model']}, {name(run)}, {'+'.join(run['config']['corpus']) or 'pooled'}", ""]
+    lines += ["```bash", command(run), "```", ""]
+    if "folds" in run:
+        mean, std = run["mean"], run["std"]
+        lines.append(
+            f"Over {len(run['folds'])} folds: UAR {percent(mean['uar'])} ± {percent(std['uar'])}, accuracy "
+            f"{percent(mean['accuracy'])} ± {percent(std['accuracy'])} (mean ± standard deviation). Of each fold, UAR: "
+            + ", ".join(percent(fold["uar"]) for fold in run["folds"])
+            + "."
+        )
+    shared = run["leaks"]["train_test"]
+    lines.append(
+        f"Shared between training and test: {shared['speakers']} speakers, {shared['utterances']} clips (as augmented "
+        f"siblings), {shared['sentences']} sentences."
+    )
+    lines += [
+        "",
+        "| true \\ predicted | " + " | ".join(run["labels"]) + " | recall |",
+        "|---" * (len(run["labels"]) + 2) + "|",
+    ]
+    for label, row in zip(run["labels"], run["confusion_matrix"], strict=True):
+        recall = percent(run["per_class"][label]["recall"])
+        lines.append(f"| {label} | " + " | ".join(map(str, row)) + f" | {recall} |")
+    versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+    lines += ["", f"Versions: {versions}. Training took {run['timing']['train_s'] / 60:.0f} minutes.", ""]
+    return "\n".join(lines)
+
+
+def name(run: dict[str, Any]) -> str:
+    """Return the protocol, marked where it leaks, and the fold."""
+    leaky = " (LEAKY)" if is_leaky(run) else ""
+    fold = f"all {len(run['folds'])} folds" if "folds" in run else f"fold {run['fold']}"
+    return f"{run['protocol']}{leaky}, {fold}"
+
+
+def command(run: dict[str, Any]) -> str:
+    """Return the command of a run without the places of the machine that it ran on."""
+    words = shlex.split(run["command"])
+    kept, skip = ["python", "jobs/train.py", "--data", "CORPORA"], False
+    for word in words[2:]:
+        if word.startswith("--"):
+            skip = word in ("--data", "--store", "--output")
+        if not skip:
+            kept.append(word)
+    if "--model" not in kept:  # the default may have been another one then
+        kept += ["--model", run["config"]["model"]["model"]]
+    return " ".join(kept)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def between(interval: list[float] | None) -> str:
+    return f"{percent(interval[0])} to {percent(interval[1])}" if interval else "–"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,76 @@
+"""Score a saved model on any corpus, or compare two runs.
+
+    python jobs/evaluate.py --run runs/first --data ~/other_corpus
+    python jobs/evaluate.py --run runs/first --data clips.csv --output runs/elsewhere --embed-audio
+    python jobs/evaluate.py --compare runs/first runs/second
+
+Clips of speakers that the model heard in training are left out, and said.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ser_ray import bundle, cli, storage
+from ser_ray.console import say
+from ser_ray.errors import UserError
+from ser_ray.evaluation import compare, evaluate, show_comparison
+from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
+from ser_ray.results import fresh_root, read_run, refuse_finished, show_scores
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this job.
+
+    Attributes:
+        run: A finished run, or the folder of a model, here or at a URI.
+        data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it the run's own scores are shown.
+        store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
+        output: Folder or URI for the results; by default a fresh name under `runs/`.
+        compare: Two finished runs, to be compared on the clips that both tested.
+        embed_audio: Put the sounds of the worst mistakes into the report. Most corpora may not be passed on.
+        verbose: Show Ray's own log lines.
+        config: YAML or JSON file of flags and values; flags beat it.
+    """
+
+    run: str | None = None
+    data: tuple[str, ...] = ()
+    store: str | None = None
+    output: str | None = None
+    compare: tuple[str, ...] = ()
+    embed_audio: bool = False
+    verbose: bool = False
+    config: str | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse flags, score or compare, say where the results are."""
+    values = cli.parse(argv, __doc__, Flags)
+    command = shlex.join(["python", *sys.argv])
+    if bool(values["run"]) == bool(values["compare"]):
+        raise UserError("name one of --run RUN and --compare RUN RUN")
+    if values["compare"]:
+        if len(values["compare"]) != 2:
+            raise UserError(f"--compare takes two runs, got {len(values['compare'])}")
+        output = storage.normalize(values["output"] or fresh_root("compare"))
+        page = storage.join(output, "report.html")
+        show_comparison(compare(*map(storage.normalize, values["compare"]), page, command))
+        say(f"Report: {page}")
+        return
+    if not values["data"]:
+        show_scores(read_run(storage.normalize(values["run"]))[0])
+        return
+    output = storage.normalize(values["output"] or fresh_root("evaluate"))
+    refuse_finished(output)
+    model = bundle.load(storage.normalize(values["run"]))
+    manifest = find_and_connect(values["data"], values["verbose"])
+    store = featurize(manifest, FeaturizeConfig(features=model.features, augment=("none",)), values["store"])
+    scores = evaluate(model, store, output, command, values["embed_audio"])
+    show_scores(scores)
+    say(f"Results: {output} (report.html, metrics.json, predictions.parquet)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,112 @@
+"""The end of featurization: every clip found is accounted for, in `store.json` and on the terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from importlib.metadata import version
+
+import pyarrow as pa
+
+from ser_ray import __version__
+from ser_ray.console import say, show_table
+from ser_ray.corpora import Manifest, audit
+from ser_ray.errors import UserError
+from ser_ray.store import Store
+from ser_ray.utterance import Reject
+
+ACCOUNTS = ("featurized", "rejected", "duplicates")
+VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
+MAX_LISTED = 8  # kinds of rejects, and label conflicts, shown on the terminal; all stand in the store
+
+
+def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
+    """Check that every clip found is accounted for, say what was left out and why, and mark the store complete.
+
+    Args:
+        store: Holds the rows and rejects of all of the manifest's clips.
+        manifest: What was found.
+        rows_per_clip: The number of augmentations, `none` among them.
+
+    Raises:
+        UserError: None of the clips could be used.
+        RuntimeError: A clip is missing or counted twice.
+    """
+    store.write_rejects("found", manifest.rejects)
+    store.write_duplicates(manifest.duplicates)
+    store.keep({clip.utterance_id for clip in manifest.utterances})  # tasks of a killed driver may have ended late
+    rejects = store.rejects()
+    if not store.shards():
+        raise UserError(f"none of the clips could be read, the first because: {rejects[0].path}: {rejects[0].reason}")
+    clips = store.rows(["utterance_id", "corpus", "emotion", "sha256", "augmentation"], augmentation="none")
+    clashes = conflicts(clips)
+    counts = _count(manifest, clips.column("corpus").to_pylist(), [reject.corpus for reject in rejects])
+    store.write_info(
+        {
+            **store.info(),
+            "complete": True,
+            "clips_digest": clips_digest(clips),
+            "rows": clips.num_rows * rows_per_clip,
+            "counts": counts,
+            "audit": [row._asdict() for row in audit(manifest)],
+            "label_conflicts": clashes,
+            "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
+        }
+    )
+    show_table("Clips", [{"corpus": corpus, **numbers} for corpus, numbers in counts.items()])
+    _say_rejects(rejects, store)
+    if manifest.duplicates:
+        copy = manifest.duplicates[0]
+        say(f"Copies dropped: {len(manifest.duplicates)}, such as {copy.path}, {copy.reason}")
+    if clashes:
+        say(f"Label conflicts, the same audio under several labels, kept out of training and test: {len(clashes)}")
+        for group in clashes[:MAX_LISTED]:
+            say(f"  {' = '.join(group)}")
+        if len(clashes) > MAX_LISTED:
+            say(f"  and {len(clashes) - MAX_LISTED} more: see label_conflicts in {store.root}/store.json")
+
+
+def _say_rejects(rejects: list[Reject], store: Store) -> None:
+    """Name the kinds of reasons, the most frequent first, each with an example."""
+    kinds: dict[str, list[Reject]] = {}
+    for reject in rejects:
+        kinds.setdefault(re.split("[:/]", reject.reason)[0], []).append(reject)
+    for alike in sorted(kinds.values(), key=len, reverse=True)[:MAX_LISTED]:
+        say(f"Rejected: {len(alike)} × {alike[0].reason}, such as {alike[0].path}")
+    if rejects:
+        say(f"All rejects with their reasons: {store.root}/rejects")
+
+
+def _count(manifest: Manifest, featurized: list[str], rejected: list[str]) -> dict[str, dict[str, int]]:
+    """Return found, featurized, rejected and duplicates per corpus.
+
+    Raises:
+        RuntimeError: A clip is missing or counted twice.
+    """
+    parts = [Counter(featurized), Counter(rejected), Counter(record.corpus for record in manifest.duplicates)]
+    records = [*manifest.utterances, *manifest.rejects, *manifest.duplicates]
+    counts = {
+        corpus: {"found": found, **dict(zip(ACCOUNTS, (part[corpus] for part in parts), strict=True))}
+        for corpus, found in sorted(Counter(record.corpus for record in records).items())
+    }
+    for corpus, numbers in counts.items():
+        if numbers["found"] != sum(numbers[account] for account in ACCOUNTS):
+            raise RuntimeError(f"the accounts of {corpus} do not add up: {numbers}; please report this")
+    return counts
+
+
+def clips_digest(rows: pa.Table) -> str:
+    """Return the sha256 over the ids and contents of the clips in some rows."""
+    pairs = set(zip(rows.column("utterance_id").to_pylist(), rows.column("sha256").to_pylist(), strict=True))
+    return hashlib.sha256("\n".join(f"{i} {digest}" for i, digest in sorted(pairs)).encode()).hexdigest()
+
+
+def conflicts(rows: pa.Table) -> list[tuple[str, ...]]:
+    """Return the groups of utterance_ids that carry the same audio under different emotions."""
+    groups: dict[str, dict[str, str]] = {}
+    for digest, name, emotion in zip(
+        *(rows.column(column).to_pylist() for column in ("sha256", "utterance_id", "emotion")), strict=True
+    ):
+        groups.setdefault(digest, {})[name] = emotion
+    return sorted(tuple(sorted(group)) for group in groups.values() if len(set(group.values())) > 1)

@@ -1,0 +1,123 @@
+"""Flags made from config dataclasses: flat, documented once, and a user's mistake answered by one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import docstring_parser
+import tyro
+import yaml
+
+from ser_ray import storage
+from ser_ray.errors import UserError
+
+Config = TypeVar("Config")
+RENAMED = {"kind": "features"}  # a field whose flag has another name
+
+
+def parse(
+    argv: Sequence[str],
+    description: str,
+    *configs: type,
+    defaults: dict[str, Any] | None = None,
+    without: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Read flags for the fields of some config dataclasses.
+
+    Fields that are dataclasses themselves get no flag; where two dataclasses share a field, the first one's counts.
+    `--config FILE` (YAML or JSON, flag names and values) gives values that flags beat.
+
+    Args:
+        argv: The words of the command line.
+        description: What the job does, for `--help`.
+        *configs: Dataclasses with an `Attributes` section, the help of their flags.
+        defaults: Values, by field name, that differ from those in the dataclasses.
+        without: Names of fields that get no flag.
+
+    Returns:
+        Values by field name.
+
+    Raises:
+        UserError: A flag is given twice, or the config file is not usable.
+        SystemExit: tyro refuses a flag (code 2) or has printed the help (code 0).
+    """
+    _refuse_repeated(argv)
+    fields: dict[str, tuple[Any, Any]] = {}
+    for config in configs:
+        hints = get_type_hints(config)
+        texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
+        for field in dataclasses.fields(config):
+            name = RENAMED.get(field.name, field.name)
+            if dataclasses.is_dataclass(hints[field.name]) or name in fields or field.name in without:
+                continue
+            default = (defaults or {}).get(field.name, field.default)
+            fields[name] = (Annotated[hints[field.name], tyro.conf.arg(help=texts[field.name])], default)
+    flags = dataclasses.make_dataclass(
+        "Flags", [(name, type_, dataclasses.field(default=default)) for name, (type_, default) in fields.items()]
+    )
+    words = [*_config_words(peek(argv, "config"), set(fields)), *argv]
+    values = vars(tyro.cli(flags, args=words, description=description))
+    return {next((old for old, new in RENAMED.items() if new == name), name): v for name, v in values.items()}
+
+
+def pick(config: type[Config], values: dict[str, Any], **given: Any) -> Config:
+    """Make a config dataclass from parsed values; `given` sets fields that have no flag."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return config(**{**{name: value for name, value in values.items() if name in names}, **given})
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag before all flags are parsed, since defaults of others hang on it."""
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            return value if equals else next(iter(argv[i + 1 : i + 2]), None)
+    config = peek(argv, "config") if flag != "config" else None
+    return str(_read_config(config)[flag]) if config and flag in _read_config(config) else None
+
+
+def run(job: Callable[[Sequence[str]], None]) -> None:
+    """Run a job with the words of the command line; a user's mistake becomes one line and exit code 2."""
+    try:
+        job(sys.argv[1:])
+    except UserError as error:
+        print(f"{error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse_repeated(argv: Sequence[str]) -> None:
+    names = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is given twice; name all its values after one {name}, as in {name} A B")
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        with storage.open_read(path) as stream:
+            values = yaml.safe_load(stream.read())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected flag names with values, such as `epochs: 20`")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _config_words(path: str | None, known: set[str]) -> list[str]:
+    words: list[str] = []
+    for name, value in (_read_config(path) if path else {}).items():
+        if name not in known:
+            raise UserError(f"--config {path}: no such flag: {name}; see --help")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words += [f"--{name}", str(value)]
+    return words

@@ -1,0 +1,117 @@
+"""Examples in memory and what a network says of them: what training, evaluation and prediction share.
+
+Shape suffixes: N examples, B batch, T frames, F features, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ser_ray.emotions import LabelSet
+from ser_ray.store import decode
+
+_PART = 256  # examples that are copied at a time
+COLUMNS = ["utterance_id", "augmentation", "emotion", "features"]  # of a store, that examples are made of
+
+
+@dataclass
+class Examples:
+    """Features and targets of many clips, in one block of memory.
+
+    Attributes:
+        values: `[N, 162]` for `summary`; all frames one after the other, `[frames, n_mels]`, for `log_mel`.
+        offsets: `[N + 1]`; example i is `values[offsets[i] : offsets[i + 1]]`.
+        targets: `[N]` class indices.
+        keys: `[N]` int64 drawn from each clip's id, whatever else is there.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    targets: Tensor
+    keys: Tensor
+
+    @classmethod
+    def from_rows(cls, rows: pa.Table, labels: LabelSet) -> Examples:
+        """Take the features and emotions of store rows; an emotion that is not among the labels has the target -1."""
+        values, offsets = decode(rows.column("features"))
+        index = {emotion: labels.index(emotion) for emotion in rows.column("emotion").unique().to_pylist()}
+        targets = [-1 if index[e] is None else index[e] for e in rows.column("emotion").to_pylist()]
+        digests = [hashlib.sha256(name.encode()).digest() for name in rows.column("utterance_id").to_pylist()]
+        keys = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+        return cls(torch.tensor(values), torch.tensor(offsets), torch.tensor(targets), torch.tensor(keys))
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Examples:
+        """Take what `arrays` gave, without copying; it must not be written to."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as NumPy arrays, which processes can share."""
+        return {name: tensor.numpy() for name, tensor in vars(self).items()}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index_N: Tensor) -> Examples:
+        """Return a copy of some examples."""
+        clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_N.tolist()]
+        offsets = torch.tensor([0, *map(len, clips)], device=self.offsets.device).cumsum(0)
+        return Examples(torch.cat(clips), offsets, self.targets[index_N], self.keys[index_N])
+
+    def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each feature over some examples' rows or frames, in float64."""
+        parts = (self.take(part).values.double() for part in index_N.split(_PART))
+        return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)
+
+    def to(self, device: torch.device) -> Examples:
+        """Move everything to a device."""
+        return Examples(*(tensor.to(device) for tensor in (self.values, self.offsets, self.targets, self.keys)))
+
+    def batch(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of some examples, `[B, F]` or padded `[B, T, F]`, and `lengths_B`."""
+        lengths_B = self.offsets[index_B + 1] - self.offsets[index_B]
+        if len(self.values) == len(self.targets):
+            return self.values[index_B], lengths_B
+        clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_B.tolist()]
+        return pad_sequence(clips, batch_first=True), lengths_B
+
+
+def moments(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation from parts: their counts, sums and sums of squares, in float64."""
+    count, total_F, square_F = (sum(values) for values in zip(*parts, strict=True))
+    mean_F = total_F / count
+    return mean_F, (square_F / count - mean_F.square()).clamp(min=0).sqrt()
+
+
+@torch.inference_mode()
+def predict_logits(network: nn.Module, examples: Examples, batch_size: int = 64) -> Tensor:
+    """Return `logits_NC` of all examples, none dropped; the network is left in evaluation mode."""
+    network.eval()
+    by_length_N = examples.offsets.diff().argsort(stable=True)  # clips of like length share a batch
+    logits = []
+    for index_B in by_length_N.split(batch_size):
+        logits.append(network(*examples.batch(index_B)).float())
+    return torch.cat(logits)[by_length_N.argsort()]
+
+
+def accuracy_and_uar(logits_NC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return accuracy and unweighted average recall over the classes that occur in the targets.
+
+    The final scores are scikit-learn's; workers, which need these after each epoch, are spared its import.
+    """
+    hits_N = (logits_NC.argmax(1) == targets_N).double()
+    counts_C = torch.bincount(targets_N, minlength=logits_NC.shape[1])
+    hits_C = torch.zeros_like(counts_C, dtype=torch.double).index_add_(0, targets_N, hits_N)
+    present_C = counts_C > 0
+    return hits_N.mean(), (hits_C[present_C] / counts_C[present_C]).mean()

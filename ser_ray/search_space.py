@@ -1,0 +1,127 @@
+"""What a search may change: ranges and choices for the flags of training, network and augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import yaml
+
+from ser_ray import storage
+from ser_ray.errors import UserError
+from ser_ray.experiment import Experiment
+
+PARTS = ("train", "model", "frame_augment")  # of an experiment, whose fields may be searched
+FIXED = ("model", "epochs", "monitor", "num_workers", "device", "memory_gb", "seed")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, whole ones if both are; on a logarithmic scale if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+Space = dict[str, Range | tuple[Any, ...]]
+
+DEFAULTS: dict[str, Space] = {
+    "log_mel_resnet": {
+        "learning_rate": Range(5e-4, 8e-3, log=True),
+        "weight_decay": Range(1e-3, 0.3, log=True),
+        "batch_size": (16, 32, 64),
+        "label_smoothing": Range(0.0, 0.2),
+        "width": (16, 24, 32, 48),
+        "depth": (1, 2),
+        "dropout": Range(0.0, 0.6),
+        "mixup": Range(0.0, 0.5),
+        "stretch": Range(0.0, 0.4),
+        "pitch": Range(0.0, 4.0),
+        "noise": Range(0.0, 1.0),
+        "gain": Range(0.0, 12.0),
+        "mask_s": Range(0.0, 0.6),
+        "mask_bands": Range(0, 16),
+    },
+    "cnn1d": {
+        "learning_rate": Range(1e-4, 1e-2, log=True),
+        "weight_decay": Range(1e-4, 0.1, log=True),
+        "batch_size": (32, 64, 128),
+        "label_smoothing": Range(0.0, 0.2),
+        "balance": (0.0, 0.5, 1.0),
+    },
+}
+
+
+def read_space(path: str | None, experiment: Experiment) -> Space:
+    """Return the space of a YAML file, or the usual one of the experiment's model.
+
+    A file holds one line per flag: a list of choices, or a range such as `{low: 1e-4, high: 1e-2, log: true}`.
+
+    Args:
+        path: The file, here or at a URI; None for the usual space.
+        experiment: Every end of a range and every choice must make sense in it.
+
+    Raises:
+        UserError: The file cannot be read, or something in it makes no sense; the message names it.
+    """
+    if path is None:
+        return DEFAULTS[experiment.model.model]
+    try:
+        with storage.open_read(path) as stream:
+            content = yaml.safe_load(stream.read())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--space {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"--space {path}: give flags with choices or ranges, such as `dropout: {{low: 0, high: 0.5}}`")
+    space: Space = {}
+    for name, wish in content.items():
+        name = str(name).replace("-", "_")
+        try:
+            space[name] = _domain(wish, _type_of(experiment, name))
+            ends = space[name]
+            for value in (ends.low, ends.high) if isinstance(ends, Range) else ends:
+                settle(experiment, {name: value})
+        except (UserError, ValueError, TypeError) as error:
+            raise UserError(f"--space {path}: {name}: {error}") from None
+    return space
+
+
+def _type_of(experiment: Experiment, name: str) -> str:
+    """Return the type of a flag that can be searched, as its dataclass has it."""
+    for part in PARTS:
+        for field in fields(getattr(experiment, part)):
+            if field.name == name and name not in FIXED:
+                return str(field.type)
+    raise UserError("no such flag that can be searched")
+
+
+def _domain(wish: Any, type_: str) -> Range | tuple[Any, ...]:
+    if isinstance(wish, list) and wish:
+        return tuple(wish)
+    if not isinstance(wish, dict) or not {"low", "high"} <= set(wish) <= {"low", "high", "log"}:
+        raise ValueError("give a list of choices, or low and high, and log: true for a logarithmic scale")
+    if type_ not in ("int", "float"):
+        raise ValueError("takes choices, such as [one, other]")
+    low, high = ((int if type_ == "int" else float)(wish[end]) for end in ("low", "high"))
+    log = bool(wish.get("log", False))
+    if not low < high or (log and low <= 0):
+        raise ValueError(f"low must be below high, and above 0 for log; got {low} and {high}")
+    return Range(low, high, log)
+
+
+def settle(experiment: Experiment, values: dict[str, Any]) -> Experiment:
+    """Return the experiment with some values, by flag, put in.
+
+    Raises:
+        UserError: There is no such flag that can be searched, or a value makes no sense.
+    """
+    left = dict(values)
+    changed = {}
+    for part in PARTS:
+        config = getattr(experiment, part)
+        names = {field.name for field in fields(config)} - set(FIXED)
+        changed[part] = replace(config, **{name: left.pop(name) for name in names & set(left)})
+    if left:
+        raise UserError(f"{next(iter(left))} is no flag that can be searched")
+    return replace(experiment, **changed)

@@ -1,0 +1,330 @@
+"""Data-parallel training on Ray Train: the life of one worker, and `fit`, which has as many of them as there are.
+
+The driver reads the rows once, and all workers of a node share them in Ray's object store; where they are too many,
+Ray Data streams them from the store's shards. A worker's steps are the `Learner`'s.
+After each epoch the state goes into a checkpoint of safetensors and JSON, from which a killed run continues.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ser_ray import streaming
+from ser_ray.cluster import Board, following, plan_workers
+from ser_ray.console import say
+from ser_ray.emotions import LabelSet
+from ser_ray.errors import UserError
+from ser_ray.features import FeatureConfig
+from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
+from ser_ray.inference import COLUMNS, Examples
+from ser_ray.learner import Learner, TrainConfig, deal, is_over, part
+from ser_ray.models import ModelConfig, build
+from ser_ray.splits import Split
+from ser_ray.store import Store
+
+MAX_FAILURES = 3  # how often a lost worker is replaced
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows of a store in Ray's object store, where all workers of a node read them in place.
+
+    Attributes:
+        rows: What `Examples.arrays` gives.
+        indices: Which rows of the store's sorted rows they are, ascending.
+    """
+
+    rows: ray.ObjectRef
+    indices: np.ndarray
+
+    def find(self, indices: np.ndarray) -> np.ndarray:
+        """Return where some rows of the store stand among these."""
+        return np.searchsorted(self.indices, indices)
+
+
+def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
+    """Read some rows of a store, once for all workers and trainings."""
+    indices = np.unique(indices)
+    examples = Examples.from_rows(store.rows(COLUMNS).take(indices), labels)
+    return Shared(ray.put(examples.arrays()), indices)
+
+
+def stream_rows(store: Store, indices: np.ndarray, shuffle: bool = True) -> ray.data.Dataset:
+    """Return some rows of a store as a dataset that is read anew in every epoch.
+
+    Args:
+        store: The feature store.
+        indices: Of rows in the sorted rows of the store.
+        shuffle: Read shards in another order in each epoch, instead of in theirs.
+    """
+    paths = store.shards()
+    shards = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
+    shards.context.execution_options.preserve_order = not shuffle
+    if shuffle:
+        shards = shards.randomize_block_order()
+    wanted = streaming.choose_shards(store, indices)
+    return shards.map_batches(
+        streaming.read_chosen, fn_kwargs=wanted, batch_format="pyarrow", batch_size=None, num_cpus=streaming.CPUS
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all workers of one training need to know.
+
+    Attributes:
+        rows: The shared rows: those of training and validation, or of validation alone where training is streamed.
+        train: Indices of training rows among them; None where they are streamed.
+        validation: Indices of validation rows among them.
+        counts: Number of training rows of each class.
+        statistics: Mean and standard deviation of the training features; None to compute them from the rows.
+        labels: The classes.
+        model: Which network.
+        config: How to train.
+        augment: How training clips are changed; None for models on averaged features.
+        features: How the store's features were made.
+        threads: Torch threads per worker.
+        should_stop: Asked after each epoch whether this shall have been the last; None for never.
+    """
+
+    rows: ray.ObjectRef
+    train: np.ndarray | None
+    validation: np.ndarray
+    counts: np.ndarray
+    statistics: tuple[Tensor, Tensor] | None
+    labels: LabelSet
+    model: ModelConfig
+    config: TrainConfig
+    augment: FrameAugmentConfig | None
+    features: FeatureConfig
+    threads: int
+    should_stop: Callable[[], bool] | None
+
+
+@dataclass
+class Fitted:
+    """What training gives.
+
+    Attributes:
+        network: The network of the best epoch, on the CPU.
+        history: One dict per epoch.
+        best_epoch: The best epoch by `TrainConfig.monitor`, from 1.
+        num_workers: How many workers trained at the end.
+    """
+
+    network: nn.Module
+    history: list[dict[str, Any]]
+    best_epoch: int
+    num_workers: int
+
+
+def fit(
+    store: Store,
+    split: Split,
+    labels: LabelSet,
+    model: ModelConfig,
+    config: TrainConfig,
+    augment: FrameAugmentConfig,
+    run_root: str,
+    on_epoch: Callable[[dict[str, Any]], None],
+    share: int = 1,
+    shared: Shared | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    should_stop: Callable[[], bool] | None = None,
+) -> Fitted:
+    """Train a network; a run of the same folder that was cut short goes on where it was.
+
+    Args:
+        store: Complete feature store.
+        split: Rows for training and validation.
+        labels: The classes.
+        model: Which network.
+        config: How to train.
+        augment: How training clips are changed, for models on log-mel spectrograms.
+        run_root: The run's folder or URI; checkpoints lie under `checkpoints` in it.
+        on_epoch: Called in the driver with the metrics of each epoch as it ends.
+        share: How many trainings have the cluster at the same time.
+        shared: Rows that were read already, with those of training and validation among them.
+        callbacks: More of Ray Train's callbacks.
+        should_stop: Asked by the first worker after each epoch whether this shall have been the last.
+
+    Raises:
+        UserError: The cluster lacks what was asked for, or the loss became NaN or infinite.
+    """
+    info = store.info()
+    rows = store.rows(["utterance_id", "augmentation", "emotion"])
+    targets = [labels.index(emotion) for emotion in rows["emotion"].take(split.train).to_pylist()]
+    size_gb = store.decoded_gb() * len(split.train) / rows.num_rows
+    streamed = size_gb > config.memory_gb and shared is None
+    if streamed:
+        say(f"Training rows: {size_gb:.3f} GB decoded, more than --memory-gb, so they are streamed")
+        shared = share_rows(store, split.validation, labels)
+    elif shared is None:
+        say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
+        shared = share_rows(store, np.concatenate([split.train, split.validation]), labels)
+    workers = plan_workers(config.num_workers, config.device, share, streaming.CPUS if streamed else 0)
+    task = Task(
+        rows=shared.rows,
+        train=None if streamed else shared.find(split.train),
+        validation=shared.find(split.validation),
+        counts=np.bincount(targets, minlength=len(labels.names)),
+        statistics=streaming.statistics(store, split.train) if streamed else None,
+        labels=labels,
+        model=model,
+        config=config,
+        augment=augment if info["features"]["kind"] == "log_mel" else None,
+        features=FeatureConfig(**info["features"]),
+        threads=max(1, int(workers.resources["CPU"])),
+        should_stop=should_stop,
+    )
+    board = Board.remote()
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"task": task},
+        datasets={"train": stream_rows(store, split.train)} if streamed else None,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=run_root,
+            name="checkpoints",
+            callbacks=[_Relay(board), *callbacks],
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1,
+                checkpoint_score_attribute=config.monitor,
+                checkpoint_score_order="min" if config.monitor == "validation_loss" else "max",
+            ),
+        ),
+    )
+    with following(board, on_epoch):
+        result = trainer.fit()
+    if any(note.get("diverged") for note in ray.get(board.since.remote(0))):
+        raise UserError("the loss became NaN or infinite; lower --learning-rate (the last good checkpoint is kept)")
+    _, state = _read_checkpoint(result.checkpoint)
+    history = state["history"]
+    best = min if config.monitor == "validation_loss" else max
+    checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
+    tensors, _ = _read_checkpoint(checkpoint)
+    weights = part(tensors, "averaged." if config.ema else "network.")
+    network = build(model, weights["standardize.mean_F"].numel(), len(labels.names))
+    network.load_state_dict(weights)
+    return Fitted(network.eval(), history, kept["epoch"], history[-1]["num_workers"])
+
+
+def _train_worker(loop_config: dict[str, Any]) -> None:
+    """Run one worker: read the rows, restore, train epoch by epoch, report each."""
+    task: Task = loop_config["task"]
+    config = task.config
+    torch.set_num_threads(task.threads)
+    torch.manual_seed(config.seed)
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device()
+
+    rows = Examples.from_arrays(ray.get(task.rows))
+    validation = rows.take(torch.from_numpy(task.validation)).to(device)
+    train_N = None if task.train is None else torch.from_numpy(task.train)
+    network = build(task.model, rows.values.shape[1], len(task.labels.names)).to(device)
+    network.standardize.set(*(task.statistics or rows.statistics(train_N)))
+    if train_N is not None and device.type == "cuda":
+        rows, train_N = rows.to(device), train_N.to(device)
+        rows.values = rows.values.half() if task.augment else rows.values
+    augment, mixup = None, 0.0
+    if task.augment:
+        augment = FrameAugment(task.augment, task.features, network.standardize.mean_F.clone(), config.seed)
+        mixup = task.augment.mixup
+    counts_C = torch.from_numpy(task.counts)
+    learner = Learner(network, config, counts_C, augment, mixup, rank, world, ray.train.torch.prepare_model)
+    history: list[dict[str, Any]] = []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        tensors, state = _read_checkpoint(checkpoint)
+        learner.load_state(tensors, state["learner"])
+        history = state["history"]
+
+    while not is_over(history, config):
+        epoch = len(history) + 1
+        started = time.perf_counter()
+        if train_N is None:
+            shard = ray.train.get_dataset_shard("train")
+            tables = shard.iter_batches(batch_size=streaming.BUFFER, batch_format="pyarrow")
+            batches = streaming.batches(tables, task.labels, config.batch_size, device, config.seed * 1_000_003 + epoch)
+            num_batches = -(-int(task.counts.sum()) // (world * config.batch_size))
+        else:
+            dealt = deal(train_N, config, epoch, rank, world)
+            batches, num_batches = ((rows, index_B) for index_B in dealt), len(dealt)
+        train_loss = learner.train_epoch(epoch, batches, num_batches)
+        train_s = time.perf_counter() - started
+        scores = learner.validate(validation)
+        diverged = not math.isfinite(train_loss + scores["validation_loss"])
+        if not diverged:
+            history.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    **scores,
+                    "learning_rate": learner.optimizer.param_groups[0]["lr"],
+                    "clips_per_s": int(task.counts.sum()) / train_s,
+                    "seconds": time.perf_counter() - started,
+                    "time": time.time(),
+                    "num_workers": world,
+                }
+            )
+        _report(rank, learner, history, diverged)
+        if diverged or (task.should_stop and _all_stop(rank == 0 and task.should_stop(), world, device)):
+            return
+
+
+def _all_stop(stop: bool, world: int, device: torch.device) -> bool:
+    """Tell all ranks what the first one decided."""
+    decision = torch.tensor(int(stop), device=device)
+    if world > 1:
+        torch.distributed.broadcast(decision, src=0)
+    return bool(decision)
+
+
+def _report(rank: int, learner: Learner, history: list[dict[str, Any]], diverged: bool) -> None:
+    """Report an epoch to Ray Train, which waits for all ranks; rank 0 brings the checkpoint."""
+    if rank != 0 or diverged:
+        ray.train.report({"diverged": diverged})
+        return
+    tensors, rest = learner.state()
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.torch.save_file({k: t.contiguous() for k, t in tensors.items()}, f"{folder}/state.safetensors")
+        with open(f"{folder}/state.json", "w") as stream:
+            json.dump({"history": history, "learner": rest}, stream)
+        place = ray.util.get_current_placement_group()
+        metrics = {**history[-1], "placement_group": place.id.hex() if place else ""}
+        ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))
+
+
+def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON state of a checkpoint."""
+    with checkpoint.as_directory() as folder, open(f"{folder}/state.json") as stream:
+        return safetensors.torch.load_file(f"{folder}/state.safetensors"), json.load(stream)
+
+
+class _Relay(ray.train.UserCallback):
+    """Runs in Ray Train's controller; passes on what rank 0 reported."""
+
+    def __init__(self, board: ray.actor.ActorHandle) -> None:
+        self.board = board
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Pin up the metrics of rank 0."""
+        self.board.add.remote(metrics[0])

@@ -1,0 +1,330 @@
+"""Hyperparameter search on Ray Tune: trials that train by `training.fit` on rows that all of them share.
+
+Trials are judged by UAR on validation speakers. The tested speakers' rows are not even read before the search is over;
+then the best settings are trained once more and tested once.
+
+    RUN/trials/*.json     each trial that ended: settings, learning curve, how it ended; `resume` reads these
+    RUN/ray/              Ray Tune's own files, TensorBoard's among them
+    RUN/trials.parquet    all trials
+    RUN/best.json         the best settings, as `jobs/train.py --config` takes them
+    RUN/best/             the run that trained and tested them
+    RUN/report.html       the search in pictures
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from ser_ray import report, storage
+from ser_ray.cluster import Brake, count_resources, plan_workers, quiet
+from ser_ray.console import say, watch
+from ser_ray.emotions import LabelSet, parse_labels
+from ser_ray.errors import UserError
+from ser_ray.experiment import Experiment, choose_rows, run
+from ser_ray.results import claim, refuse_finished
+from ser_ray.search_space import Range, Space, settle
+from ser_ray.splits import Split, SplitConfig, split
+from ser_ray.store import Store
+from ser_ray.training import Shared, fit, share_rows
+from ser_ray.trials import Recorder, read_trials, said
+
+OBJECTIVE = "objective"  # mean over inner folds of the best validation UAR so far
+PLACE = "placement_group"  # of a trial's workers
+REDUCTION = 3  # ASHA keeps a third at each rung
+FIRST_RUNG = 8  # as a part of all epochs
+DRIVER = {"CPU": 0, "memory": 1 << 20}  # a trial's own process waits for its workers; Tune wants it to take something
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How to search.
+
+    Attributes:
+        num_samples: How many settings to try.
+        search: `tpe`, Optuna's tree-structured Parzen estimator, or `random`.
+        early_stopping: Stop trials early that do worse than most at the same epoch (ASHA).
+        inner_folds: Folds of the speakers that are not tested over which a trial is judged; 1 takes the validation
+            speakers of the split.
+        max_concurrent: Trials at a time; 0 for as many as there are CPUs or GPUs for.
+        workers_per_trial: Training workers of each trial.
+        time_budget_s: Seconds after which no more is tried; 0 for no limit.
+    """
+
+    num_samples: int = 30
+    search: str = "tpe"
+    early_stopping: bool = True
+    inner_folds: int = 1
+    max_concurrent: int = 0
+    workers_per_trial: int = 1
+    time_budget_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 1), ("inner_folds", 1), ("max_concurrent", 0), ("workers_per_trial", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
+        if self.search not in ("tpe", "random"):
+            raise UserError(f"--search {self.search}: choose tpe or random")
+        if self.time_budget_s < 0:
+            raise UserError(f"--time-budget-s must be 0 or more, got {self.time_budget_s}")
+
+
+def tune(
+    store: Store, experiment: Experiment, config: TuneConfig, space: Space, run_root: str, command: str
+) -> dict[str, Any]:
+    """Search, then train the best settings once more and test them.
+
+    A search of the same folder that was cut short goes on; the trials that had ended count.
+
+    Args:
+        store: Complete feature store.
+        experiment: What to train and whom to test; the search changes its settings.
+        config: How to search.
+        space: What to change.
+        run_root: The search's folder or URI.
+        command: The command line, for the record.
+
+    Returns:
+        The content of the best run's `metrics.json`.
+
+    Raises:
+        UserError: The search is not possible here, or no trial succeeded.
+    """
+    refuse_finished(storage.join(run_root, "best"))
+    claim(run_root, {**experiment.identity(store), "space": {k: str(v) for k, v in space.items()}}, command)
+    labels, splits = _inner_splits(store, experiment, config.inner_folds)
+    trials = read_trials(run_root)
+    left = config.num_samples - len(trials)
+    if trials:
+        say(f"{len(trials)} of {config.num_samples} trials have ended already")
+    if left > 0:
+        _search(store, experiment, replace(config, num_samples=left), space, run_root, labels, splits, trials)
+        trials = read_trials(run_root)
+    good = [trial for trial in trials if trial["curve"]]
+    if not good:
+        errors = {trial["error"] for trial in trials}
+        raise UserError(f"no trial succeeded: {'; '.join(sorted(errors)) or 'none was begun in time'}")
+    best = max(good, key=lambda trial: trial["curve"][-1])
+    flags = {"model": experiment.model.model, "epochs": experiment.train.epochs, **best["values"]}
+    storage.write_json(storage.join(run_root, "best.json"), flags)
+    table = pa.Table.from_pylist([{**trial, **trial["values"]} for trial in trials]).drop_columns("values")
+    storage.write(storage.join(run_root, "trials.parquet"), lambda stream: pq.write_table(table, stream))
+    page = report.search_page(title=run_root.rsplit("/", 1)[-1], trials=trials, space=space, best=best, command=command)
+    storage.write_text(storage.join(run_root, "report.html"), page)
+    say(f"Best: validation UAR {best['curve'][-1]:.1%} with {said(best['values'])}")
+    return run(store, settle(experiment, best["values"]), storage.join(run_root, "best"), command)
+
+
+def _inner_splits(store: Store, experiment: Experiment, inner_folds: int) -> tuple[LabelSet, list[Split]]:
+    """Return the labels and, as indices in the store, the rows that trials train and validate on."""
+    rows, chosen = choose_rows(store, experiment)
+    outer = split(rows, parse_labels(experiment.labels), experiment.split)
+    say(outer.description)
+    if inner_folds == 1:
+        return outer.labels, [
+            replace(outer, **{part: chosen[getattr(outer, part)] for part in ("train", "validation")})
+        ]
+    tested = set(rows["speaker_id"].take(outer.test).to_pylist())
+    others = np.array([speaker not in tested for speaker in rows["speaker_id"].to_pylist()])
+    rows, chosen = rows.filter(pa.array(others)), chosen[others]
+    splits = []
+    for fold in range(inner_folds):
+        inner = split(rows, outer.labels, SplitConfig(fold=fold, num_folds=inner_folds, seed=experiment.split.seed))
+        train = chosen[np.union1d(inner.train, inner.validation)]
+        splits.append(replace(inner, train=train, validation=chosen[inner.test]))
+    return outer.labels, splits
+
+
+def _search(
+    store: Store,
+    experiment: Experiment,
+    config: TuneConfig,
+    space: Space,
+    run_root: str,
+    labels: LabelSet,
+    splits: list[Split],
+    ended: list[dict[str, Any]],
+) -> None:
+    """Run trials; each leaves a file."""
+    wish = replace(experiment.train, num_workers=str(config.workers_per_trial))
+    experiment = replace(experiment, train=wish)
+    workers = plan_workers(wish.num_workers, wish.device)
+    cpus, gpus = count_resources()
+    room = max(1, (gpus if workers.gpu else cpus) // config.workers_per_trial)
+    concurrent = min(config.max_concurrent or room, room, config.num_samples)
+    shared = share_rows(store, np.concatenate([np.union1d(s.train, s.validation) for s in splits]), labels)
+    epochs = experiment.train.epochs * len(splits)
+    say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
+    brake = Brake.remote()
+    scheduler: TrialScheduler = FIFOScheduler()
+    if config.early_stopping:
+        rungs = {"grace_period": max(1, epochs // FIRST_RUNG), "reduction_factor": REDUCTION}
+        scheduler = _Asha(brake, max_t=epochs + 1, **rungs)  # trials that come so far end by themselves
+    arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
+    arguments |= {"brake": brake}
+    trainable = ray.tune.with_parameters(_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
+    with watch() as screen:
+        recorder = Recorder(run_root, screen, config.num_samples + len(ended), ended)
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trainable, DRIVER),
+            param_space={name: _tune_domain(domain) for name, domain in space.items()},
+            tune_config=ray.tune.TuneConfig(
+                metric=OBJECTIVE,
+                mode="max",
+                num_samples=config.num_samples,
+                scheduler=scheduler,
+                search_alg=_searcher(config, experiment.train.seed + len(ended), ended),
+                max_concurrent_trials=concurrent,
+                time_budget_s=config.time_budget_s or None,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=ray.tune.RunConfig(
+                storage_path=run_root, name="ray", verbose=0, callbacks=[_ToRecorder(recorder, scheduler)]
+            ),
+        )
+        tuner.fit()
+
+
+def _searcher(config: TuneConfig, seed: int, ended: list[dict[str, Any]]) -> Any:
+    if config.search == "random":
+        return ray.tune.search.BasicVariantGenerator(random_state=seed)
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError:
+        raise UserError("--search tpe needs Optuna: pip install -e '.[tune]', or --search random") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    known = [trial for trial in ended if trial["curve"]]
+    return OptunaSearch(
+        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        points_to_evaluate=[trial["values"] for trial in known] or None,
+        evaluated_rewards=[trial["curve"][-1] for trial in known] or None,
+    )
+
+
+def _tune_domain(domain: Range | tuple[Any, ...]) -> Any:
+    if isinstance(domain, tuple):
+        return ray.tune.choice(list(domain))
+    if isinstance(domain.low, int) and isinstance(domain.high, int):
+        return (ray.tune.lograndint if domain.log else ray.tune.randint)(domain.low, domain.high + 1)
+    return (ray.tune.loguniform if domain.log else ray.tune.uniform)(domain.low, domain.high)
+
+
+def _trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> None:
+    """Train one setting, fold after fold; every epoch is reported to Tune."""
+    quiet()
+    todo = settle(arguments["experiment"], values)
+    shared: Shared = arguments["shared"]
+    done: list[float] = []
+    trial = ray.tune.get_context().get_trial_id()
+    folder = storage.join(root, trial)
+    for fold, parts in enumerate(arguments["splits"]):
+        configs = todo.model, todo.train, todo.frame_augment
+        fitted = fit(
+            arguments["store"],
+            parts,
+            parts.labels,
+            *configs,
+            storage.join(folder, str(fold)),
+            lambda epoch: None,
+            arguments["share"],
+            shared,
+            [_ToTune(done)],
+            partial(_is_pulled, arguments["brake"], trial),
+        )
+        if _is_pulled(arguments["brake"], trial):
+            return
+        done.append(max(epoch["validation_uar"] for epoch in fitted.history))
+
+
+def _is_pulled(brake: ray.actor.ActorHandle, trial: str) -> bool:
+    return ray.get(brake.is_pulled.remote(trial))
+
+
+class _ToTune(TuneReportCallback):
+    """Runs in Ray Train's controller; hands each epoch to Tune."""
+
+    def __init__(self, done: list[float]) -> None:
+        super().__init__()
+        self.done, self.best = list(done), 0.0
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Report the mean over inner folds of the best validation UAR so far."""
+        if "validation_uar" in metrics[0]:
+            self.best = max(self.best, metrics[0]["validation_uar"])
+            score = float(np.mean([*self.done, self.best]))
+            self._training_actor_item_queue.put({OBJECTIVE: score, PLACE: metrics[0][PLACE]})
+
+
+class _Asha(ASHAScheduler):
+    """ASHA (Li et al., Massively parallel hyperparameter tuning, 2020) that lets trials end by themselves.
+
+    Tune kills a trial that it stops; Ray Train's helpers then outlive it.
+    """
+
+    def __init__(self, brake: ray.actor.ActorHandle, **options: Any) -> None:
+        super().__init__(**options)
+        self.brake, self.stopped = brake, set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide as ASHA does; a trial that is to stop is asked to."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP and trial.trial_id not in self.stopped:
+            self.stopped.add(trial.trial_id)
+            self.brake.pull.remote(trial.trial_id)
+        return TrialScheduler.CONTINUE
+
+
+class _ToRecorder(ray.tune.Callback):
+    """Runs in the driver; tells the recorder what Tune tells it."""
+
+    def __init__(self, recorder: Recorder, scheduler: TrialScheduler) -> None:
+        self.recorder, self.scheduler = recorder, scheduler
+        self.places: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its callbacks with its own state, which is never read again."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass it on."""
+        self.recorder.begin(trial.trial_id, trial.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Pass an epoch on."""
+        if OBJECTIVE in result:
+            self.places[trial.trial_id] = result[PLACE]
+            self.recorder.epoch(trial.trial_id, result["training_iteration"], result[OBJECTIVE])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on a trial that ended by itself or was stopped."""
+        stopped = trial.trial_id in getattr(self.scheduler, "stopped", ())
+        self._end(trial, "stopped" if stopped else "finished", "")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on a trial that failed."""
+        with open(trial.error_file) as stream:
+            lines = [line.strip() for line in stream if line.strip()]
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        self._end(trial, "failed", (named or lines)[-1].removeprefix("ser_ray.errors.UserError: "))
+
+    def _end(self, trial: Any, status: str, error: str) -> None:
+        if place := self.places.pop(trial.trial_id, ""):
+            # Tune kills trials when their time is up, and nobody else gives back what their workers held.
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place))))
+        self.recorder.end(trial.trial_id, status, error)

@@ -1,0 +1,68 @@
+"""Shared by all tests: where real speech is, a local Ray of our own, and some made speech."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ser_ray import cli
+from ser_ray.corpora import discover, synthetic
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real speech: `corpora/`, `oddities/` and `facts/`."""
+    place = os.environ.get("SER_RAY_CORPORA")
+    if not place:
+        pytest.skip("SER_RAY_CORPORA does not name real speech")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory):
+    """A Ray of the tests' own; four CPUs by name, whatever the machine has."""
+    import ray
+
+    from ser_ray import cluster
+
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    cluster.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> list[str]:
+    """Roots of 96 clips of made speech."""
+    return synthetic.write(str(tmp_path_factory.mktemp("made")), clips=96, processes=1)
+
+
+@pytest.fixture(scope="session")
+def made_store(local_ray, made, tmp_path_factory):
+    """A finished feature store of the made speech."""
+    from ser_ray.featurize import FeaturizeConfig, featurize
+
+    return featurize(discover(made), FeaturizeConfig(), str(tmp_path_factory.mktemp("store") / "made"))
+
+
+@pytest.fixture
+def job(monkeypatch, capfd, tmp_path):
+    """Run `job("train", "--epochs", "1")` in an empty folder; returns exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *argv):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "jobs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *map(str, argv)])
+        code = 0
+        try:
+            cli.run(module.main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return run

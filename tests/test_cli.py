@@ -1,0 +1,103 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from ser_ray import cli
+from ser_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network.
+
+    Attributes:
+        width: Channels.
+        rate: Step size, per step.
+        seed: Of weights.
+        names: Some names.
+    """
+
+    width: int = 8
+    rate: float = 0.1
+    seed: int = 0
+    names: tuple[str, ...] = ("x",)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of a job.
+
+    Attributes:
+        net: Has its own flags.
+        seed: Of everything.
+        config: A file.
+        kind: Of features.
+    """
+
+    net: Net = Net()
+    seed: int = 1
+    config: str | None = None
+    kind: str = "summary"
+
+
+def parse(*argv):
+    return cli.parse(argv, "A job.", Flags, Net)
+
+
+def test_flags_are_flat_and_shared_fields_stand_once():
+    values = parse("--width", "3", "--names", "a", "b", "--features", "log_mel")
+    assert values == {
+        **{"seed": 1, "config": None, "kind": "log_mel"},
+        **{"width": 3, "rate": 0.1, "names": ("a", "b")},
+    }
+    assert cli.pick(Net, values, rate=1.0) == Net(3, 1.0, 1, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("c.json", json.dumps), ("c.yaml", lambda d: "\n".join(f"{k}: {v}" for k, v in d.items()))]
+)
+def test_a_flag_beats_the_config_file(tmp_path, name, write):
+    path = tmp_path / name
+    path.write_text(write({"width": 5, "names": ["p", "q"], "seed": 7}))
+    values = parse("--config", str(path), "--width", "6")
+    assert (values["width"], values["names"], values["seed"]) == (6, ("p", "q"), 7)
+    assert cli.peek(["--config", str(path)], "seed") == "7"
+    assert cli.peek([f"--config={path}", "--seed=8"], "seed") == "8"
+
+
+@pytest.mark.parametrize("text", ["widht: 3", "- 1\n- 2", "{", ""])
+def test_a_useless_config_file_is_refused(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="--config"):
+        parse("--config", str(path))
+
+
+def test_a_flag_given_twice_is_an_error_not_a_loss():
+    with pytest.raises(UserError, match="--names is given twice"):
+        parse("--names", "a", "--names", "b")
+
+
+@pytest.mark.parametrize("argv", [["--widht", "3"], ["--width", "three"], ["stray"]])
+def test_what_tyro_refuses_ends_with_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    assert stop.value.code == 2
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Step size, per step." in text and "Of features." in text and "0.1" in text
+
+
+def test_a_users_mistake_is_one_line_and_code_2(capsys):
+    def job(argv):
+        raise UserError("no such thing; name another")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(job)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "no such thing; name another\n"

@@ -1,0 +1,110 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ser_ray import bundle, experiment, metrics
+from ser_ray.errors import UserError
+from ser_ray.experiment import Experiment
+from ser_ray.learner import TrainConfig
+from ser_ray.models import ModelConfig
+from ser_ray.results import claim, show_scores
+from ser_ray.splits import SplitConfig
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def todo(**settings):
+    train = TrainConfig(epochs=settings.pop("epochs", 1), num_workers=settings.pop("num_workers", "1"))
+    return Experiment(train=train, model=ModelConfig("cnn1d"), **settings)
+
+
+@pytest.fixture(scope="module")
+def finished(made_store, tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("run") / "first")
+    scores = experiment.run(made_store, todo(epochs=2), root, "python jobs/train.py", made_speech=True)
+    show_scores(scores)
+    return root, scores
+
+
+def test_the_run_is_complete_and_its_scores_can_be_recomputed(finished):
+    root, scores = finished
+    assert json.loads(Path(root, "metrics.json").read_text()) == json.loads(json.dumps(scores))
+    predictions = pq.read_table(f"{root}/predictions.parquet")
+    again = metrics.score(predictions, scores["labels"], seed=0)
+    for name in ("accuracy", "uar", "macro_f1", "confusion_matrix", "per_corpus", "calibration", "interval"):
+        assert again[name] == scores[name], name
+    with open(f"{root}/history.csv") as stream:
+        assert [row["epoch"] for row in csv.DictReader(stream)] == ["1", "2"]
+    page = Path(root, "report.html").read_text()
+    assert "<img" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_no_tested_speaker_was_heard(finished):
+    _, scores = finished
+    for pair in ("train_test", "train_validation", "validation_test"):
+        assert scores["leaks"][pair]["speakers"] == 0
+        assert scores["leaks"][pair]["utterances"] == 0
+
+
+def test_the_bundle_gives_the_same_probabilities(finished, made_store):
+    root, _ = finished
+    model = bundle.load(root)
+    rows, chosen = experiment.choose_rows(made_store, todo())
+    from ser_ray.splits import split
+
+    parts = split(rows, model.labels, SplitConfig())
+    table = experiment.predict_rows(model, made_store, chosen[parts.test])
+    before = pq.read_table(f"{root}/predictions.parquet")
+    assert table.column("utterance_id").equals(before.column("utterance_id"))
+    np.testing.assert_allclose(
+        np.stack(table.column("probabilities").to_pylist()), np.stack(before.column("probabilities").to_pylist()), 1e-6
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "3"])
+def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
+    _, scores = finished  # by one worker
+    if workers != "1":
+        scores = experiment.run(made_store, todo(num_workers=workers), str(tmp_path / "run"), "")
+    from ser_ray.emotions import LabelSet
+    from ser_ray.splits import split
+
+    expected = split(made_store.rows(), LabelSet(), SplitConfig())
+    assert scores["num_test"] == len(expected.test)
+    assert scores["timing"]["num_workers"] == int(workers)
+
+
+def test_a_finished_run_is_not_overwritten_and_an_unfinished_one_not_mixed(finished, made_store, tmp_path):
+    root, _ = finished
+    with pytest.raises(UserError, match="finished run"):
+        experiment.run(made_store, todo(), root, "")
+    for _ in range(2):  # the second time it goes on
+        claim(str(tmp_path), todo(epochs=2).identity(made_store), "")
+    with pytest.raises(UserError, match="epochs: 2, wanted 3"):
+        experiment.run(made_store, todo(epochs=3), str(tmp_path), "")
+
+
+def test_labels_and_corpora_are_chosen(made_store, tmp_path):
+    wish = todo(corpus=("crema_d", "ravdess"), labels=("six", "calm=neutral"))
+    scores = experiment.run(made_store, wish, str(tmp_path / "run"), "")
+    assert scores["labels"] == ["neutral", "happy", "sad", "angry", "fearful", "disgust"]
+    assert set(scores["per_corpus"]) == {"crema_d", "ravdess"}
+    with pytest.raises(UserError, match="--corpus emodb: not in the store, which holds crema_d, ravdess, savee, tess"):
+        experiment.run(made_store, todo(corpus=("emodb",)), str(tmp_path / "other"), "")
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
+def test_a_damaged_bundle_is_refused(finished, tmp_path, damage):
+    import shutil
+
+    root, _ = finished
+    shutil.copytree(f"{root}/model", tmp_path / "model")
+    (tmp_path / "model" / damage).write_text("{")
+    with pytest.raises(UserError, match="not a model that this version reads"):
+        bundle.load(str(tmp_path))
+    with pytest.raises(UserError, match="holds no trained model"):
+        bundle.load(str(tmp_path / "elsewhere"))

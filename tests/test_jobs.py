@@ -1,0 +1,120 @@
+"""The jobs as people run them: most in this process on the tests' Ray, one from a shell with its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+def test_the_main_job_in_its_own_process_on_made_speech(tmp_path):
+    command = [sys.executable, JOBS / "train.py", "--clips", "48", "--epochs", "1"]
+    first = subprocess.run([*command, "--output", "runs/one"], cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "made speech" in first.stdout and "say nothing about people" in first.stdout
+    assert "epoch   1/1" in first.stdout and "UAR" in first.stdout
+    assert first.stderr == "", "the terminal is the user's"
+    assert "ray" not in first.stdout.lower().replace(str(tmp_path).lower(), "")
+    run = tmp_path / "runs/one"
+    for name in ("metrics.json", "predictions.parquet", "history.csv", "report.html"):
+        assert (run / name).stat().st_size > 0
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (run / "model" / name).stat().st_size > 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    contract = "accuracy uar macro_f1 num_test labels confusion_matrix per_class per_corpus protocol fold leaks config"
+    assert not {*contract.split(), "versions", "timing"} - set(metrics)
+    columns = ["utterance_id", "corpus", "speaker_id", "gender", "emotion", "predicted", "probabilities"]
+    assert not set(columns) - set(pq.read_schema(run / "predictions.parquet").names)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_second_run_reuses_the_store_and_a_finished_one_is_kept(job):
+    code, out, err = job("train", "--clips", "48", "--epochs", "1", "--output", "runs/one")
+    assert (code, err) == (0, "") and "Featurizing" in out
+    code, out, _ = job("train", "--clips", "48", "--epochs", "1")
+    assert code == 0 and "48 of 48 clips are there already" in out and "Featurizing" not in out
+    code, _, err = job("train", "--clips", "48", "--epochs", "1", "--output", "runs/one")
+    assert code == 2 and "finished run" in err
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_cross_validate_evaluate_compare(job, made, made_store, tmp_path):
+    wish = ("--store", made_store.root, "--corpus", "savee", "--epochs", "1", "--num-folds", "2")
+    wish = (*wish, "--model", "cnn1d")
+    code, out, err = job("train", *wish, "--fold", "all", "--output", "runs/cv")
+    assert (code, err) == (0, ""), err
+    assert "2 folds, 2 to do" in out and "±" in out
+    metrics = json.loads(Path("runs/cv/metrics.json").read_text())
+    assert metrics["num_test"] == 24 and len(metrics["folds"]) == 2 and metrics["fold"] == "all"
+    assert sorted(metrics["per_speaker"]) == ["savee_dc", "savee_je", "savee_jk", "savee_kl"]
+
+    Path("runs/cv/metrics.json").unlink()  # as if cut short before the end: folds that are done are not done again
+    code, out, _ = job("evaluate", "--run", "runs/cv")
+    assert code == 0 and "Folds 0, 1 of a cross-validation that is not finished" in out
+    Path("runs/cv/fold-1/metrics.json").unlink()
+    code, out, _ = job("train", *wish, "--fold", "all", "--output", "runs/cv")
+    assert code == 0 and "2 folds, 1 to do" in out
+
+    code, out, err = job("evaluate", "--run", "runs/cv/fold-0", "--data", *made, "--output", "runs/elsewhere")
+    assert (code, err) == (0, ""), err
+    assert "speaker heard in training" in out
+    scores = json.loads(Path("runs/elsewhere/metrics.json").read_text())
+    assert scores["per_corpus"].keys() == {"crema_d", "ravdess", "tess", "savee"}
+    heard = json.loads(Path("runs/cv/fold-0/model/config.json").read_text())["heard_speakers"]
+    assert len(heard) == 2 and set(scores["per_speaker"]).isdisjoint(heard)
+
+    code, out, err = job("evaluate", "--compare", "runs/cv", "runs/cv/fold-0", "--output", "runs/both")
+    assert (code, err) == (0, ""), err
+    assert "tested by both" in out and Path("runs/both/report.html").stat().st_size > 1000
+    code, out, _ = job("evaluate", "--run", "runs/cv")
+    assert code == 0 and "UAR" in out
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_store_of_another_fingerprint_is_refused(job, made, made_store):
+    code, _, err = job("train", "--data", *made, "--store", made_store.root, "--offset-s", "0.5")
+    assert code == 2 and err.count("\n") == 1 and "offset_s: 0.6, wanted 0.5" in err
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("train", "--data", "nowhere"), "nowhere"),
+        (("train", "--data", "empty"), "no audio"),
+        (("train", "--data", "texts"), "texts"),
+        (("train", "--data", "hollow"), "none of the clips could be read"),
+        (("train", "--data", "empty", "--data", "texts"), "--data is given twice"),
+        (("train", "--model", "resnet99"), "resnet99"),
+        (("train", "--protocol", "random"), "random"),
+        (("train", "--labels", "bored"), "bored"),
+        (("train", "--fold", "first"), "--fold first"),
+        (("train", "--epochs", "0"), "--epochs"),
+        (("train", "--store", "nowhere"), "not a finished feature store"),
+        (("train", "--epoch", "3"), "--epoch"),
+        (("train", "--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("train", "--num-workers", "two", "--clips", "48"), "--num-workers two"),
+        (("train", "--device", "cuda", "--clips", "48"), "GPU"),
+        (("featurize",), "--data"),
+        (("featurize", "--data", "empty", "--features", "wavelets"), "wavelets"),
+        (("featurize", "--data", "empty", "--augment", "echo"), "echo"),
+        (("evaluate",), "--run"),
+        (("evaluate", "--run", "nowhere"), "nowhere"),
+        (("evaluate", "--run", "nowhere", "--data", "empty"), "nowhere"),
+        (("evaluate", "--compare", "a"), "two runs"),
+    ],
+)
+def test_a_mistake_costs_one_line(job, tmp_path, argv, says):
+    for folder, name in (("empty", None), ("texts", "a.wav"), ("hollow", "1001_DFA_SAD_XX.wav")):
+        (tmp_path / folder).mkdir()
+        if name:
+            (tmp_path / folder / name).write_text("not a sound")
+    code, _, err = job(*argv)
+    assert code == 2
+    assert says in err and "Traceback" not in err
+    if not err.startswith("╭"):  # tyro draws a box around what it refuses
+        assert err.count("\n") == 1, err

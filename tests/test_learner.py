@@ -1,0 +1,211 @@
+"""Training without Ray: steps, epochs, and what is kept of them."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ser_ray.errors import UserError
+from ser_ray.features import FeatureConfig
+from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
+from ser_ray.inference import Examples
+from ser_ray.learner import Learner, TrainConfig, best_epoch, deal, is_over
+from ser_ray.models import ModelConfig, build
+
+BANDS, CLASSES = 16, 4
+
+
+def make_clips(count=24, seed=0):
+    """Clips of 20 to 60 frames; the class is told by the loudest bands."""
+    draw = np.random.default_rng(seed)
+    targets = torch.from_numpy(draw.integers(0, CLASSES, count))
+    clips = [torch.from_numpy(draw.normal(-40, 5, (draw.integers(20, 60), BANDS))).float() for _ in range(count)]
+    for clip, target in zip(clips, targets.tolist(), strict=True):
+        clip[:, 4 * target : 4 * target + 4] += 10
+    offsets = torch.tensor([0, *np.cumsum([len(clip) for clip in clips])])
+    return Examples(torch.cat(clips), offsets, targets, torch.from_numpy(draw.integers(-(2**62), 2**62, count)))
+
+
+def make_learner(clips, config=None, network=None, **options):
+    config = config or TrainConfig.for_model("log_mel_resnet", epochs=6, batch_size=8, seed=5)
+    torch.manual_seed(config.seed)
+    network = network or build(ModelConfig(width=4), BANDS, CLASSES)
+    network.standardize.set(*clips.statistics(torch.arange(len(clips))))
+    features = FeatureConfig.for_kind("log_mel", n_mels=BANDS)
+    changes = FrameAugmentConfig(window_s=0.5, mask_s=0.1, mask_bands=2)
+    augment = FrameAugment(changes, features, network.standardize.mean_F.clone(), config.seed)
+    counts = torch.bincount(clips.targets, minlength=CLASSES)
+    return Learner(network, config, counts, **{"augment": augment, "mixup": changes.mixup, **options})
+
+
+def train(learner, clips, *epochs):
+    """Train and return the losses."""
+    losses = []
+    for epoch in epochs:
+        batches = deal(torch.arange(len(clips)), learner.config, epoch, learner.rank, learner.world)
+        losses.append(learner.train_epoch(epoch, ((clips, index) for index in batches), len(batches)))
+    return losses
+
+
+def weights(network):
+    return torch.cat([tensor.flatten().double() for tensor in network.state_dict().values()])
+
+
+def test_it_learns_what_can_be_learned():
+    clips = make_clips(64)
+    learner = make_learner(clips, TrainConfig.for_model("log_mel_resnet", epochs=12, batch_size=8, ema=0.9))
+    train(learner, clips, *range(1, 13))
+    assert learner.validate(make_clips(64, seed=1))["validation_uar"] > 0.8  # by chance 0.25
+
+
+@pytest.mark.parametrize("model", ["log_mel_resnet", "cnn1d"])
+def test_what_goes_on_from_a_checkpoint_ends_as_what_was_never_stopped(model, tmp_path):
+    clips, options = make_clips(), {}
+    if model == "cnn1d":
+        clips = Examples(torch.randn(24, BANDS), torch.arange(25), clips.targets, clips.keys)
+        options = {"augment": None, "mixup": 0.0}
+
+    def fresh():
+        torch.manual_seed(1)
+        network = build(ModelConfig(model, **({"width": 4} if model != "cnn1d" else {})), BANDS, CLASSES)
+        return make_learner(clips, TrainConfig.for_model(model, epochs=4, batch_size=8), network, **options)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    losses = [(train(whole, clips, epoch), whole.validate(clips)) for epoch in range(1, 5)]
+    for epoch in (1, 2):
+        train(first, clips, epoch)
+        first.validate(clips)
+    tensors, rest = first.state()
+    safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "state")
+    second.load_state(safetensors.torch.load_file(tmp_path / "state"), json.loads(json.dumps(rest)))
+    assert [(train(second, clips, epoch), second.validate(clips)) for epoch in (3, 4)] == losses[2:]
+    assert torch.equal(weights(second.network), weights(whole.network))
+    assert torch.equal(weights(second.averaged), weights(whole.averaged))
+
+
+def test_the_loss_of_five_steps_is_pinned():
+    clips = make_clips(40)
+    learner = make_learner(clips, TrainConfig.for_model("log_mel_resnet", epochs=2, batch_size=8, seed=0))
+    (loss,) = train(learner, clips, 1)
+    assert learner.steps == 5
+    assert loss == pytest.approx(1.634026, rel=1e-4)
+
+
+class Frozen(nn.Module):
+    """A network whose batch normalization stays as it is."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.network = build(ModelConfig(width=4, dropout=0.0), BANDS, CLASSES).double()
+        self.num_classes, self.standardize = CLASSES, self.network.standardize
+
+    def forward(self, *args):
+        return self.network(*args)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def _train_as_rank(rank, world, folder):
+    torch.set_num_threads(1)
+    clips = make_clips(48)
+    clips.values = clips.values.double()
+    options = {"augment": None, "mixup": 0.0, "rank": rank, "world": world}
+    if world > 1:
+        store = torch.distributed.FileStore(f"{folder}/meet", world)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        options["wrap"] = DistributedDataParallel
+    config = TrainConfig.for_model("log_mel_resnet", epochs=5, batch_size=12 // world, weight_decay=0.1)
+    learner = make_learner(clips, config, Frozen(), **options)
+    train(learner, clips, *range(1, 6))
+    assert learner.steps == 20
+    if rank == 0:
+        safetensors.torch.save_file({"weights": weights(learner.network)}, f"{folder}/{world}")
+
+
+def test_two_workers_do_what_one_does_with_the_summed_batch(tmp_path):
+    _train_as_rank(0, 1, tmp_path)
+    torch.multiprocessing.spawn(_train_as_rank, (2, tmp_path), nprocs=2)
+    one, two = (safetensors.torch.load_file(tmp_path / name) for name in "12")
+    assert torch.allclose(one["weights"], two["weights"], rtol=1e-9, atol=1e-11)
+
+
+def test_examples_are_taken_shared_and_measured():
+    clips = make_clips()
+    some = clips.take(torch.tensor([7, 0, 3]))
+    for here, there in enumerate((7, 0, 3)):
+        assert torch.equal(some.batch(torch.tensor([here]))[0], clips.batch(torch.tensor([there]))[0])
+    assert torch.equal(some.keys, clips.keys[[7, 0, 3]])
+    again = Examples.from_arrays(clips.arrays())
+    assert all(torch.equal(a, b) for a, b in zip(vars(again).values(), vars(clips).values(), strict=True))
+    mean_F, std_F = clips.statistics(torch.arange(len(clips)))
+    assert torch.allclose(mean_F, clips.values.double().mean(0))
+    assert torch.allclose(std_F, clips.values.double().std(0, correction=0))
+
+
+def test_rare_classes_weigh_more_where_asked():
+    clips = make_clips(40)
+    clips.targets = torch.tensor([0] * 30 + [1] * 10)
+    alike, balanced = (make_learner(clips, TrainConfig(balance=balance)).weight_C for balance in (0.0, 1.0))
+    assert torch.allclose(alike[:2], torch.ones(2))
+    assert balanced[1] / balanced[0] == pytest.approx(3)
+    assert balanced[clips.targets].mean() == pytest.approx(1)
+
+
+def test_ranks_share_an_epoch():
+    rows, config = torch.arange(100, 123), TrainConfig(batch_size=4)
+    whole = torch.cat(deal(rows, config, 1))
+    assert sorted(whole.tolist()) == list(range(100, 123))
+    dealt = [deal(rows, config, 1, rank, 3) for rank in range(3)]
+    assert [[len(batch) for batch in batches] for batches in dealt] == [[4, 4]] * 3
+    assert set(torch.cat([batch for batches in dealt for batch in batches]).tolist()) == set(range(100, 123))
+    assert torch.equal(torch.cat(dealt[1])[:7], whole[1::3][:7])
+    assert not torch.equal(torch.cat(deal(rows, config, 2)), whole)
+
+
+def test_one_cycle_rises_and_falls():
+    learner = make_learner(make_clips(), TrainConfig.for_model("log_mel_resnet", learning_rate=1.0))
+    rates = []
+    for progress in np.linspace(0, 1, 101):
+        learner._one_cycle(progress)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=101, pct_start=26 / 101, final_div_factor=1e9
+    )
+    expected = []
+    for _ in range(101):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step() if len(expected) < 101 else None
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_training_is_over_when_it_should_be():
+    def history(*values, name):
+        return [{name: value} for value in values]
+
+    config = TrainConfig(epochs=5, patience=2)
+    losses = history(3.0, 2.0, 2.5, 2.1, name="validation_loss")
+    assert [is_over(losses[:n], config) for n in range(5)] == [False, False, False, False, True]
+    assert best_epoch(losses, "validation_loss") == 2
+    scores = history(0.3, 0.5, 0.5, name="validation_uar")
+    assert best_epoch(scores, "validation_uar") == 2
+    assert is_over(scores * 2, TrainConfig(epochs=6, patience=50, monitor="validation_uar"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"epochs": 0}, {"learning_rate": 0.0}, {"device": "tpu"}, {"batch_size": -1}, {"schedule": "cosine"}),
+        *({"monitor": "loss"}, {"ema": 1.0}, {"label_smoothing": -0.1}),
+    ],
+)
+def test_senseless_settings_are_refused(settings):
+    with pytest.raises(UserError, match=next(iter(settings)).replace("_", "-")):
+        TrainConfig(**settings)

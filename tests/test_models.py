@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from ser_ray.errors import UserError
+from ser_ray.models import Cnn1d, ModelConfig, build
+
+
+def test_cnn1d_is_the_recipe():
+    network = build(ModelConfig("cnn1d"), 162, 8)
+    assert sum(p.numel() for p in network.parameters()) == 886_504
+    assert network.dense.in_features == 704
+    assert network(torch.randn(3, 162)).shape == (3, 8)
+
+
+def test_pooling_pads_as_tensorflow_same_does():
+    from ser_ray.models import _max_pool_same
+
+    x = torch.tensor([[[[1.0, 5.0, 2.0, 0.0, 3.0, 4.0]]]])  # length 6: one zero left, two right; windows at -1, 1, 3
+    assert _max_pool_same(x).tolist() == [[[[5.0, 5.0, 4.0]]]]
+    negative = torch.full((1, 1, 1, 5), -2.0)
+    assert (_max_pool_same(negative) == -2).all()  # the padding never wins
+
+
+def test_input_is_standardized_by_training_rows():
+    network = Cnn1d(4, 2)
+    rows = torch.tensor([[1.0, 10, 5, 0], [3.0, 30, 5, 0]])
+    network.standardize.set(rows.mean(0), rows.std(0, correction=0))
+    assert torch.allclose(network.standardize(rows), torch.tensor([[-1.0, -1, 0, 0], [1.0, 1, 0, 0]]))
+    assert "standardize.mean_F" in network.state_dict()
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(UserError, match=r"resnet99.*cnn1d"):
+        ModelConfig("resnet99")
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_a_clips_logits_do_not_depend_on_the_padding_beside_it(pooling):
+    torch.manual_seed(0)
+    network = build(ModelConfig(width=8, depth=2, pooling=pooling), 64, 8).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
+    lengths, clips = torch.tensor([1, 7, 50, 101, 188]), torch.randn(5, 188, 64)
+    together = network(clips, lengths)
+    alone = torch.cat([network(clips[i : i + 1, :n]) for i, n in enumerate(lengths.tolist())])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_narrow_networks_train():
+    """Strided 1 x 1 convolutions of few channels crashed in oneDNN's backward pass."""
+    network = build(ModelConfig(width=8), 64, 8)
+    network(torch.randn(8, 100, 64)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"width": 2}, "--width"), ({"dropout": 1.0}, "--dropout"), ({"pooling": "max"}, "--pooling max")],
+)
+def test_senseless_networks_are_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        ModelConfig(**settings)
+    with pytest.raises(UserError, match="--width is for --model log_mel_resnet"):
+        ModelConfig("cnn1d", width=64)

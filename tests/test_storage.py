@@ -1,0 +1,37 @@
+import pytest
+
+from ser_ray import storage
+from ser_ray.errors import UserError
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = str(tmp_path / "deep" / "a.txt")
+    storage.write_text(path, "one")
+
+    def fail(stream):
+        stream.write(b"half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        storage.write(path, fail)
+    assert storage.open_read(path).read() == b"one"
+    assert storage.list_names(str(tmp_path / "deep")) == ["a.txt"]  # no draft is left
+
+
+def test_json_names_and_removal(tmp_path):
+    path = storage.join(str(tmp_path), "b.json")
+    storage.write_json(path, {"ü": [1, None]})
+    assert storage.exists(path) and storage.read_json(path) == {"ü": [1, None]}
+    storage.remove(path)
+    storage.remove(path)
+    assert not storage.exists(path) and storage.list_names(str(tmp_path / "nowhere")) == []
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalize("a/../b/") == str(tmp_path / "b")
+    assert storage.normalize("s3://bucket/a/") == "s3://bucket/a"
+    (tmp_path / "a b").write_text("x")
+    assert storage.open_read(f"file://{tmp_path}/a%20b").read() == b"x"
+    with pytest.raises(UserError, match="cannot open ftp9://host/a"):
+        storage.filesystem("ftp9://host/a")

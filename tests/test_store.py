@@ -1,0 +1,163 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ser_ray import store as stores
+from ser_ray.accounts import conflicts
+from ser_ray.errors import UserError
+from ser_ray.features import FeatureConfig
+from ser_ray.store import METADATA, Store, decode, encode, feature_type, row_schema
+from ser_ray.utterance import Reject, Utterance
+
+SUMMARY = FeatureConfig()
+SETTINGS = {"features": {"kind": "summary", "n_mels": 128}, "augmentations": ["none"], "seed": 0}
+
+
+def rows(*names, config=SUMMARY, emotion="sad"):
+    facts = {"duration_s": 1.0, "sample_rate": 16000, "augmentation": "none", "emotion": emotion}
+    values = {
+        c: pa.array([facts.get(c, name) for name in names], row_schema(pa.null()).field(c).type) for c in METADATA
+    }
+    features = encode([np.full(config.num_features, i, np.float32) for i in range(len(names))], feature_type(config))
+    return pa.table([*values.values(), features], schema=row_schema(feature_type(config)))
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "dtype"),
+    [
+        (SUMMARY, [(162,), (162,)], np.float32),
+        (FeatureConfig.for_kind("log_mel"), [(3, 64), (5, 64), (1, 64)], np.float32),
+        (FeatureConfig.for_kind("waveform"), [(40,), (7,)], np.int16),
+    ],
+)
+def test_features_survive_arrow(config, shapes, dtype):
+    values = [np.random.default_rng(i).normal(0, 99, shape).astype(dtype) for i, shape in enumerate(shapes)]
+    column = pa.chunked_array([encode(values[:1], feature_type(config)), encode(values[1:], feature_type(config))])
+    assert column.type == feature_type(config)
+    flat, offsets = decode(column)
+    for i, value in enumerate(values):
+        np.testing.assert_array_equal(flat[offsets[i] : offsets[i + 1]].reshape(value.shape), value)
+    assert len(encode([], feature_type(config))) == 0
+
+
+def test_rows_come_back_sorted_whatever_the_shards(tmp_path):
+    one, two = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
+    one.write_shard(rows("c", "a"), [])
+    one.write_shard(rows("b"), [])
+    two.write_shard(rows("b", "c"), [])
+    two.write_shard(rows("a"), [])
+    assert one.rows().equals(two.rows())
+    assert one.rows().column("utterance_id").to_pylist() == ["a", "b", "c"]
+    assert one.rows(["utterance_id", "augmentation", "features"]).column("features").type == pa.list_(pa.float32(), 162)
+
+
+def test_writing_a_shard_twice_changes_nothing(tmp_path):
+    store = Store(str(tmp_path))
+    for _ in range(2):
+        store.write_shard(rows("a", "b"), [Reject("x.wav", "ravdess", "ravdess/x", "empty file")])
+    assert len(store.shards()) == 1 and store.rows().num_rows == 2
+    assert store.rejects() == [Reject("x.wav", "ravdess", "ravdess/x", "empty file")]
+
+
+def test_keep_takes_out_what_vanished_and_what_is_broken(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_shard(rows("a", "b"), [])
+    store.write_shard(rows("c"), [])
+    (tmp_path / "shards" / "half.parquet").write_bytes(b"PAR1 half a shard")
+    store.sweep()
+    assert store.keep({"a", "c", "z"}) == {"a", "c"}
+    assert store.rows().column("utterance_id").to_pylist() == ["a", "c"]
+    assert len(store.shards()) == 2
+
+
+def test_rows_standing_twice_after_a_crash_are_kept_once(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_shard(rows("a", "b"), [])
+    store.write_shard(rows("b"), [])
+    assert store.keep({"a", "b"}) == {"a", "b"}
+    assert store.rows().num_rows == 2
+
+
+def test_a_crash_while_rows_are_taken_out_loses_none(tmp_path):
+    store = Store(str(tmp_path))
+    for names in (
+        "ab",
+        "b",
+        "cd",
+        "c",
+        "ef",
+        "f",
+        "gh",
+        "g",
+    ):  # the rest of a shard was written, the shard still stands
+        store.write_shard(rows(*names), [])
+    wanted = set("bcfg")
+    assert store.keep(wanted) == wanted
+    assert store.rows().column("utterance_id").to_pylist() == sorted(wanted)
+
+
+def test_sweeping_takes_drafts_and_damage_and_nothing_else(tmp_path):
+    store = Store(str(tmp_path))
+    shard = store.write_shard(rows("a"), [Reject("x.wav", "ravdess", "ravdess/x", "empty file")])
+    store.write_plan([])
+    store.claim(SETTINGS)
+    whole = {path for path in tmp_path.rglob("*") if path.is_file()}
+    content = Path(shard).read_bytes()
+    (tmp_path / "shards" / "cut.parquet").write_bytes(content[:-1])
+    (tmp_path / "shards" / "empty.parquet").write_bytes(b"")
+    (tmp_path / "shards" / "zeros.parquet").write_bytes(b"PAR1" + bytes(len(content) - 8) + b"PAR1")
+    (tmp_path / "rejects" / "cut.parquet").write_bytes(b"PAR1")
+    for folder in ("", "shards", "rejects"):
+        (tmp_path / folder / "a.parquet.12345678.tmp").write_bytes(content)
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts" / "a.json").write_text("{}")
+    store.sweep()
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == whole
+
+
+def test_a_store_of_other_settings_is_refused_by_name(tmp_path):
+    store = Store(str(tmp_path))
+    store.claim(SETTINGS)
+    store.claim(SETTINGS)
+    other = {**SETTINGS, "features": {"kind": "summary", "n_mels": 64}}
+    with pytest.raises(UserError, match="n_mels: 128, wanted 64"):
+        store.claim(other)
+    assert stores.fingerprint(SETTINGS) != stores.fingerprint(other)
+
+
+def test_something_else_in_its_place_is_not_a_store(tmp_path):
+    (tmp_path / "store.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="not a feature store"):
+        Store(str(tmp_path)).info()
+    with pytest.raises(UserError, match="holds no rows"):
+        Store(str(tmp_path)).rows()
+
+
+def test_the_default_place_depends_on_settings_and_roots(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = stores.default_root(SETTINGS, ["a", "b"])
+    assert one == stores.default_root(SETTINGS, ["b", "a/"])
+    assert (
+        len({one, stores.default_root(SETTINGS, ["a"]), stores.default_root({**SETTINGS, "seed": 1}, ["a", "b"])}) == 3
+    )
+
+
+def test_the_plan_survives(tmp_path):
+    store = Store(str(tmp_path))
+    clip = Utterance("r/1", "r", "r_1", "", "sad", "", "", "speech", "/x/1.wav", 9, 123_456_789_123_456_789)
+    assert store.plan() == []
+    store.write_plan([clip])
+    assert store.plan() == [clip]
+
+
+def test_conflicts_are_groups_of_one_audio_and_several_labels():
+    table = pa.table(
+        {
+            "utterance_id": ["a", "b", "c", "d"],
+            "sha256": ["1", "1", "2", "2"],
+            "emotion": ["sad", "happy", "sad", "sad"],
+        }
+    )
+    assert conflicts(table) == [("a", "b")]

@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+
+from ser_ray.corpora import audit, discover
+from ser_ray.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for number in range(4):
+        path = tmp_path / "lab" / "clips" / f"{number:03}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sf.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 1600), 16_000)
+    return tmp_path / "lab"
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_csv_names_the_clips_of_any_corpus(root):
+    outside = root.parent / "outside.wav"
+    (root / "clips/003.wav").rename(outside)
+    table = write(
+        root / "My Lab-2.csv",
+        "note,speaker_id,path,emotion,gender,sentence_id,intensity,channel\n"
+        "x,001,clips/000.wav,Happiness,F,a,High,\n"
+        f"x,01,{root}/clips/001.wav,pleasant surprise,,,,\n"
+        "x, 1 ,./clips/002.wav,NEU,unknown,,,Song\n"
+        f"x,1,{outside},calm,male,,,\n",
+    )
+    manifest = discover([table])
+    rows = {u.utterance_id: u for u in manifest.utterances}
+    assert not manifest.rejects
+    assert set(rows) == {
+        "my_lab_2/clips/000",
+        "my_lab_2/clips/001",
+        "my_lab_2/clips/002",
+        f"my_lab_2{outside.with_suffix('')}",
+    }
+    first, second, third, last = (rows[key] for key in sorted(rows))
+    assert (first.corpus, first.speaker_id, first.emotion, first.gender) == (
+        "my_lab_2",
+        "my_lab_2_001",
+        "happy",
+        "female",
+    )
+    assert (first.sentence_id, first.intensity, first.channel) == ("my_lab_2_a", "high", "speech")
+    assert (first.path, first.size) == (str(root / "clips/000.wav"), (root / "clips/000.wav").stat().st_size)
+    assert (second.speaker_id, second.emotion, second.gender, second.sentence_id) == (
+        "my_lab_2_01",
+        "surprised",
+        "",
+        "",
+    )
+    assert (third.speaker_id, third.emotion, third.gender, third.channel) == ("my_lab_2_1", "neutral", "", "song")
+    assert (last.path, last.gender) == (str(outside), "male")
+    assert [tuple(row) for row in audit(manifest)] == [("my_lab_2", 4, None, 3, 0, 0, 0)]
+
+
+def test_a_parquet_table_of_any_column_types(root):
+    table = pa.table(
+        {
+            "path": [f"clips/00{n}.wav" for n in range(3)],
+            "emotion": pa.array(["sad", "sad", "anger"]).dictionary_encode(),
+            "speaker_id": pa.array([1, 2, None], pa.int32()),
+            "features": [[1.0], [2.0], [3.0]],
+        }
+    )
+    pq.write_table(table, root / "lab.parquet")
+    manifest = discover([str(root / "lab.parquet")])
+    assert [(u.speaker_id, u.emotion) for u in manifest.utterances] == [("lab_1", "sad"), ("lab_2", "sad")]
+    assert [r.reason for r in manifest.rejects] == ["row 3: speaker_id is empty"]
+
+
+def test_a_row_that_cannot_be_used_has_a_reason(root):
+    table = write(
+        root / "lab.csv",
+        "\ufeffpath,emotion,speaker_id\n"
+        "clips/000.wav,happy,a\n"
+        "clips/001.wav,bored,a\n"
+        "clips/002.wav,happy, \n"
+        ",happy,a\n"
+        "clips/003.wav,,a\n"
+        "clips/gone.wav,happy,a\n"
+        "clips,happy,a\n"
+        "clips/../clips/000.wav,sad,b\n",
+    )
+    manifest = discover([table])
+    assert [u.utterance_id for u in manifest.utterances] == ["lab/clips/000"]
+    assert {(Path(r.path).name, r.utterance_id, r.reason) for r in manifest.rejects} == {
+        ("001.wav", "lab/clips/001", "unknown emotion 'bored'"),
+        ("002.wav", "lab/clips/002", "row 3: speaker_id is empty"),
+        ("lab.csv", "", "row 4: path is empty"),
+        ("003.wav", "lab/clips/003", "row 5: emotion is empty"),
+        ("gone.wav", "lab/clips/gone", "file not found"),
+        ("clips", "lab/clips", "not a regular file"),
+        ("000.wav", "lab/clips/000", "row 8: the file is listed twice"),
+    }
+    assert [tuple(row) for row in audit(manifest)] == [("lab", 8, None, 1, 0, 0, 7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("lab.csv", "path,emotion\nclips/000.wav,happy\n", "speaker_id is missing or empty.*without speakers"),
+        ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,happy,\n", "speaker_id is missing or empty"),
+        ("lab.csv", "file,emotion,speaker_id\nclips/000.wav,happy,a\n", "path is missing or empty"),
+        ("lab.csv", "path;emotion;speaker_id\nclips/000.wav;happy;a\n", "path is missing or empty"),
+        ("lab.csv", "path,emotion,speaker_id\n", "path is missing or empty"),
+        ("lab.csv", "", "cannot be read as a table: Empty CSV"),
+        (
+            "lab.csv",
+            "path,emotion,speaker_id\nclips/000.wav,happy\n",
+            "cannot be read as a table: .*Expected 3 columns",
+        ),
+        ("lab.parquet", "path,emotion,speaker_id\n", "cannot be read as a table"),
+        ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,bored,a\n", "no clip that can be used.*'bored'"),
+        ("ravdess.csv", "path,emotion,speaker_id\nclips/000.wav,happy,a\n", "would be the corpus ravdess.*rename"),
+    ],
+)
+def test_a_table_that_cannot_be_used_gets_one_clear_line(root, name, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        discover([write(root / name, text)])
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_table_that_is_not_there(root):
+    with pytest.raises(UserError, match=r"gone.csv is not there"):
+        discover([str(root / "gone.csv")])
+
+
+def test_two_tables_of_one_name_would_mix_their_speakers(root):
+    (root / "other").mkdir()
+    text = f"path,emotion,speaker_id\n{root}/clips/000.wav,happy,1\n"
+    tables = [write(root / "lab.csv", text), write(root / "other" / "LAB.csv", text)]
+    with pytest.raises(UserError, match="rename"):
+        discover(tables)
+
+
+def test_a_tables_row_beats_the_name_and_counts_once(root):
+    (root / "clips/000.wav").rename(root / "clips/DC_a01.wav")
+    (root / "clips/001.wav").rename(root / "clips/DC_a02.wav")
+    table = write(root / "lab.csv", "path,emotion,speaker_id\nclips/DC_a01.wav,sad,x\nclips/002.wav,sad,x\n")
+    manifest = discover([str(root), table])
+    assert {u.utterance_id for u in manifest.utterances} == {"lab/clips/DC_a01", "lab/clips/002", "savee/DC_a02"}
+    assert [Path(r.path).name for r in manifest.rejects] == ["003.wav"]
+    only = write(root / "only.csv", "path,emotion,speaker_id\nclips/DC_a02.wav,sad,x\nclips/DC_a01.wav,sad,x\n")
+    assert len(discover([str(root / "clips"), only]).utterances) == 2

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from ser_ray import streaming
+from ser_ray.cluster import plan_workers
+from ser_ray.emotions import LabelSet
+from ser_ray.errors import UserError
+from ser_ray.frame_augment import FrameAugmentConfig
+from ser_ray.inference import COLUMNS, Examples
+from ser_ray.learner import Learner, TrainConfig
+from ser_ray.models import ModelConfig, build
+from ser_ray.splits import SplitConfig, split
+from ser_ray.training import fit, stream_rows
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def train(store, root, **settings):
+    config = TrainConfig(**{"num_workers": "1", **settings})
+    parts = split(store.rows(), LabelSet(), SplitConfig())
+    lines = []
+    fitted = fit(store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), lines.append)
+    epochs = [epoch["epoch"] for epoch in fitted.history]
+    assert [line["epoch"] for line in lines] == epochs[len(epochs) - len(lines) :]
+    return fitted
+
+
+def weights(fitted):
+    return torch.cat([tensor.flatten() for tensor in fitted.network.state_dict().values()])
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, tmp_path):
+    whole = train(made_store, tmp_path / "whole", epochs=4, seed=3)
+    train(made_store, tmp_path / "parts", epochs=2, seed=3)
+    parts = train(made_store, tmp_path / "parts", epochs=4, seed=3)
+    assert [epoch["epoch"] for epoch in parts.history] == [1, 2, 3, 4]
+    for name in ("train_loss", "validation_loss", "validation_uar", "learning_rate"):
+        assert [epoch[name] for epoch in parts.history] == [epoch[name] for epoch in whole.history]
+    assert parts.best_epoch == whole.best_epoch
+    assert torch.equal(weights(parts), weights(whole))
+    assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
+
+
+def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
+    with pytest.raises(UserError, match="NaN or infinite; lower --learning-rate"):
+        train(made_store, tmp_path, epochs=3, learning_rate=1e30)
+
+
+def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store):
+    """In the order of the shards, without shuffling; the statistics that standardize them agree too."""
+    parts = split(made_store.rows(), LabelSet(), SplitConfig())
+    rows = made_store.rows(COLUMNS).take(parts.train)
+    in_memory = Examples.from_rows(rows, LabelSet())
+    dataset = stream_rows(made_store, parts.train, shuffle=False)
+    names = [(row["utterance_id"], row["augmentation"]) for row in dataset.iter_rows()]
+    wanted = list(zip(rows["utterance_id"].to_pylist(), rows["augmentation"].to_pylist(), strict=True))
+    assert sorted(names) == sorted(wanted) and len(names) > 16
+    order = torch.tensor([wanted.index(name) for name in names])
+    batches = -(-len(order) // 16)
+
+    def losses(source):
+        torch.manual_seed(0)
+        network = build(ModelConfig("cnn1d"), 162, 8)
+        network.standardize.set(*streaming.statistics(made_store, parts.train))
+        learner = Learner(network, TrainConfig(batch_size=16), torch.bincount(in_memory.targets, minlength=8))
+        return [learner.train_epoch(epoch, source(), batches) for epoch in (1, 2, 3)]
+
+    there = losses(lambda: ((in_memory, index) for index in order.tensor_split(batches)))
+
+    def buffers():
+        return dataset.iterator().iter_batches(batch_size=streaming.BUFFER, batch_format="pyarrow")
+
+    streamed = losses(lambda: streaming.batches(buffers(), LabelSet(), 16, torch.device("cpu")))
+    assert streamed == pytest.approx(there, rel=1e-6)
+    mean_F, std_F = streaming.statistics(made_store, parts.train)
+    assert torch.allclose(mean_F, in_memory.values.double().mean(0))
+    assert torch.allclose(std_F, in_memory.values.double().std(0, correction=0))
+
+
+def test_rows_beyond_the_memory_budget_are_streamed(made_store, tmp_path, capsys):
+    fitted = train(made_store, tmp_path, epochs=2, memory_gb=0.0, num_workers="2")
+    assert "more than --memory-gb, so they are streamed" in capsys.readouterr().out
+    assert len(fitted.history) == 2 and fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
+
+
+def test_workers_fit_the_cluster():
+    assert plan_workers("auto", "auto").resources == {"CPU": 4}
+    assert plan_workers("2", "cpu").resources == {"CPU": 2}
+    assert plan_workers("4", "cpu", others=0.5).resources == {"CPU": 0.875}
+    assert plan_workers("1:3", "cpu").count == (1, 3)
+    for wish, device, reason in (
+        *(("9", "cpu", "9 workers need a CPU each and this cluster has 4"), ("1", "cuda", "1 GPUs are needed")),
+        *(("two", "cpu", "--num-workers two"), ("3:1", "cpu", "MIN:MAX"), ("0", "cpu", "a number from 1")),
+    ):
+        with pytest.raises(UserError, match=reason):
+            plan_workers(wish, device)

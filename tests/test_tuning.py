@@ -1,0 +1,161 @@
+"""The search: its space, its trials on a small local Ray, and what it leaves behind."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ser_ray.errors import UserError
+from ser_ray.experiment import Experiment
+from ser_ray.frame_augment import FrameAugmentConfig
+from ser_ray.learner import TrainConfig
+from ser_ray.models import ModelConfig
+from ser_ray.report import search_page
+from ser_ray.search_space import DEFAULTS, Range, read_space, settle
+from ser_ray.tuning import TuneConfig
+
+SPACE = """
+learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}
+batch_size: [16, 32]
+balance: {low: 0, high: 1}
+"""
+
+
+def test_every_default_space_fits_its_model():
+    for model, space in DEFAULTS.items():
+        todo = Experiment(model=ModelConfig(model), train=TrainConfig.for_model(model))
+        for name, domain in space.items():
+            for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
+                settle(todo, {name: value})
+
+
+def test_a_space_is_read(tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE)
+    space = read_space(str(tmp_path / "space.yaml"), Experiment())
+    assert space == {"learning_rate": Range(1e-3, 1e-2, True), "batch_size": (16, 32), "balance": Range(0.0, 1.0)}
+    assert isinstance(space["balance"].high, float)
+    assert read_space(None, Experiment()) == DEFAULTS["log_mel_resnet"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learning_rate: 0.1", "learning_rate: give a list of choices, or low and high"),
+        ("learning_rate: {low: 1, high: 0.1}", "low must be below high"),
+        ("learning_rate: {low: 0, high: 0.1, log: true}", "above 0 for log"),
+        ("dropout: {low: 0, high: 1}", "--dropout must be 0 to 0.95"),
+        ("batch_size: [16, 0]", "--batch-size must be 1 or more"),
+        ("schedule: {low: 0, high: 1}", "takes choices"),
+        ("epochs: [1, 2]", "no such flag"),
+        ("colour: [red]", "colour: no such flag"),
+        ("- learning_rate", "give flags with choices or ranges"),
+        ("{", "--space"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(tmp_path, text, says):
+    (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(UserError, match=says) as refused:
+        read_space(str(tmp_path / "space.yaml"), Experiment())
+    assert "\n" not in str(refused.value)
+
+
+def test_settings_go_where_they_belong():
+    todo = settle(Experiment(), {"learning_rate": 0.5, "width": 8, "gain": 1.0})
+    assert (todo.train.learning_rate, todo.model.width, todo.frame_augment.gain) == (0.5, 8, 1.0)
+    assert todo.frame_augment.pitch == FrameAugmentConfig().pitch
+    with pytest.raises(UserError, match="device is no flag that can be searched"):
+        settle(Experiment(), {"device": "cuda"})
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"search": "grid"}, {"time_budget_s": -1}, {"inner_folds": 0}])
+def test_senseless_searches_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
+        TuneConfig(**wrong)
+
+
+@pytest.mark.timeout(600)  # on a cluster of few CPUs it must not wait for ever
+@pytest.mark.usefixtures("local_ray")
+def test_a_search_from_end_to_end(job, made_store, tmp_path):
+    Path("space.yaml").write_text(SPACE)
+    wish = (
+        "--store",
+        made_store.root,
+        "--model",
+        "cnn1d",
+        "--epochs",
+        "3",
+        "--space",
+        "space.yaml",
+        "--max-concurrent",
+        "2",
+    )
+    code, out, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search")
+    assert code == 0, err
+    assert "trial 3/3" in out and "Best: validation UAR" in out
+    trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
+    assert len(trials) == 3 and {trial["status"] for trial in trials} <= {"finished", "stopped"}
+    best = max(trials, key=lambda trial: trial["curve"][-1])
+    flags = json.loads(Path("runs/search/best.json").read_text())
+    assert flags == {"model": "cnn1d", "epochs": 3, **best["values"]}
+    run = json.loads(Path("runs/search/best/metrics.json").read_text())
+    assert run["config"]["train"]["learning_rate"] == best["values"]["learning_rate"]
+    table = pq.read_table("runs/search/trials.parquet")
+    assert table.num_rows == 3 and {"learning_rate", "batch_size", "curve", "status"} <= set(table.column_names)
+    assert "Parallel coordinates" in Path("runs/search/report.html").read_text()
+    assert list(Path("runs/search/ray").rglob("events.out.tfevents*"))
+
+    code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search")
+    assert code == 2 and "--resume" in err
+    code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/other", "--resume")
+    assert code == 2 and "no search in" in err
+    code, _, err = job("train", "--store", made_store.root, "--config", "runs/search/best.json", "--epochs", "1")
+    assert code == 0, err
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("local_ray")
+def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_store, tmp_path):
+    Path("space.yaml").write_text("learning_rate: [1.0e+30, 2.0e+30]\n")  # all of them diverge
+    wish = (
+        "--store",
+        made_store.root,
+        "--model",
+        "cnn1d",
+        "--epochs",
+        "1",
+        "--space",
+        "space.yaml",
+        "--search",
+        "random",
+    )
+    code, out, err = job("tune", *wish, "--num-samples", "1", "--output", "runs/search")
+    assert code == 2 and "no trial succeeded" in err and "NaN or infinite" in err
+    (bad,) = Path("runs/search/trials").glob("*.json")
+    good = {**json.loads(bad.read_text()), "trial": "good", "status": "finished", "curve": [0.5]}
+    good["values"] = {"learning_rate": 1e-3}
+    bad.with_name("good.json").write_text(json.dumps(good))
+    code, out, err = job("tune", *wish, "--num-samples", "2", "--output", "runs/search", "--resume")
+    assert code == 0, err
+    assert "2 of 2 trials have ended already" in out and "Best: validation UAR 50.0%" in out
+
+
+def test_the_page_of_a_search_shows_it():
+    space = {"learning_rate": Range(1e-3, 1e-2, True), "batch_size": (16, 32)}
+    trials = [
+        {
+            "trial": f"t{i}",
+            "values": {"learning_rate": 0.001 * (i + 1), "batch_size": (16, 32)[i % 2]},
+            "curve": [0.1, 0.1 + 0.05 * i][: 1 + i % 2],
+            "status": ("stopped", "finished")[i % 2],
+            "error": "",
+            "began": 0.0,
+            "ended": float(i),
+        }
+        for i in range(9)
+    ]
+    trials.append({**trials[0], "trial": "<b>", "curve": [], "status": "failed", "error": "<script>"})
+    page = search_page(title="a", trials=trials, space=space, best=trials[7], command="python jobs/tune.py")
+    assert page.count("<img") == 4 and "Importance of parameters" in page
+    assert "&lt;script&gt;" in page and "<script>" not in page
+    assert "10 trials" in page.replace("\n", " ")
