@@ -17,15 +17,11 @@ from ser_ray import cli, storage
 from ser_ray.console import say, show_table
 from ser_ray.emotions import parse_labels
 from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment, choose_rows
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
-from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.learner import TrainConfig
-from ser_ray.models import ModelConfig
+from ser_ray.experiment import choose_rows
+from ser_ray.flags import open_store, parse_experiment
 from ser_ray.results import show_epoch
 from ser_ray.search_space import settle
-from ser_ray.splits import SplitConfig, split
+from ser_ray.splits import split
 from ser_ray.training import fit
 
 AWAY = {
@@ -54,51 +50,45 @@ class Flags:
 
     Attributes:
         data: Folders, URIs or tables that hold corpora.
+        store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         output: Folder or URI of the trainings.
         rows: Names of the rows to do, such as "no mixup"; all when empty.
+        verbose: Show Ray's own log lines.
         json: File for the figures; none is written when empty.
     """
 
     data: tuple[str, ...] = ()
+    store: str | None = None
     output: str = "runs/ablation"
+    verbose: bool = False
     rows: tuple[str, ...] = ()
     json: str = ""
 
 
 def main(argv: list[str]) -> None:
-    usual = vars(TrainConfig.for_model("log_mel_resnet"))
-    configs = Flags, Experiment, SplitConfig, ModelConfig, TrainConfig, FrameAugmentConfig
-    values = cli.parse(argv, __doc__, *configs, defaults=usual, without=("model",))
+    experiment, values = parse_experiment(argv, __doc__, Flags)
     flags = cli.pick(Flags, values)
-    if not flags.data:
+    if not flags.data and not flags.store:
         raise UserError("--data is missing: name the folders that hold your corpora")
     if unknown := set(flags.rows) - set(AWAY):
         raise UserError(f"--rows {min(unknown)}: choose from {', '.join(AWAY)}")
-    todo = cli.pick(
-        Experiment,
-        values,
-        split=cli.pick(SplitConfig, values),
-        model=cli.pick(ModelConfig, values),
-        train=cli.pick(TrainConfig, values),
-        frame_augment=cli.pick(FrameAugmentConfig, values),
-    )
     load = os.getloadavg()[0]
-    store = featurize(find_and_connect(flags.data), FeaturizeConfig(features=FeatureConfig.for_kind("log_mel")))
-    rows, chosen = choose_rows(store, todo)
-    parts = split(rows, parse_labels(todo.labels), todo.split)
+    store, _ = open_store(values, experiment)
+    rows, chosen = choose_rows(store, experiment)
+    parts = split(rows, parse_labels(experiment.labels), experiment.split)
     say(parts.description)
     parts = replace(parts, train=chosen[parts.train], validation=chosen[parts.validation])
     table = []
     for name in flags.rows or AWAY:
         say(name)
-        changed = settle(todo, AWAY[name])
+        changed = settle(experiment, AWAY[name])
         folder = storage.join(storage.normalize(flags.output), name.replace(" ", "-"))
         show = partial(show_epoch, epochs=changed.train.epochs)
         fitted = fit(store, parts, parts.labels, changed.model, changed.train, changed.frame_augment, folder, show)
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]
         table.append({"taken away": name, "best UAR": best["validation_uar"], "last UAR": last, "epoch": best["epoch"]})
-        show_table(f"{todo.split.protocol}, fold {todo.split.fold}, validation speakers", table)
+        show_table(f"{experiment.split.protocol}, fold {experiment.split.fold}, validation speakers", table)
     if flags.json:
         storage.write_json(flags.json, {"description": parts.description, "load_before": load, "rows": table})
         say(f"figures: {flags.json}")

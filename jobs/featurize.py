@@ -40,10 +40,10 @@ class Flags:
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize, say where the store is."""
     usual = FeatureConfig.for_kind(cli.peek(argv, "features") or FEATURES_OF[ModelConfig.model])
-    values = cli.parse(argv, __doc__, Flags, FeatureConfig, FeaturizeConfig, defaults=vars(usual))
+    values = cli.parse(argv, __doc__, Flags, FeaturizeConfig, defaults=vars(usual))
     if not values["data"]:
         raise UserError("--data is missing: name the folders that hold your corpora")
-    config = cli.pick(FeaturizeConfig, values, features=cli.pick(FeatureConfig, values))
+    config = cli.pick(FeaturizeConfig, values)
     manifest = find_and_connect(values["data"], values["verbose"])
     store = featurize(manifest, config, values["store"], values["device"])
     say(f"Store: {store.root}")

@@ -14,20 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ser_ray import cli, storage
-from ser_ray.cluster import connect, plan_workers
 from ser_ray.console import say
-from ser_ray.corpora import synthetic
 from ser_ray.crossval import cross_validate
-from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment, run
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
-from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.learner import TrainConfig
-from ser_ray.models import FEATURES_OF, ModelConfig
+from ser_ray.experiment import run
+from ser_ray.flags import open_store, parse_experiment
 from ser_ray.results import fresh_root, refuse_finished, show_scores
-from ser_ray.splits import SplitConfig
-from ser_ray.store import Store
 
 
 @dataclass(frozen=True)
@@ -57,46 +48,15 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, run the experiment, say where the results are."""
-    model = ModelConfig(cli.peek(argv, "model") or ModelConfig.model)
-    kind = FEATURES_OF[model.model]
-    changes = (FrameAugmentConfig,) if kind == "log_mel" else ()
-    usual = {**vars(FeatureConfig.for_kind(kind)), **vars(TrainConfig.for_model(model.model))}
-    configs = (Flags, Experiment, SplitConfig, ModelConfig, TrainConfig, *changes, FeaturizeConfig, FeatureConfig)
-    values = cli.parse(argv, __doc__, *configs, defaults=usual, without=("kind",))
-    todo = cli.pick(
-        Experiment,
-        values,
-        split=cli.pick(SplitConfig, values, fold=0 if values["fold"] == "all" else _number(values["fold"])),
-        model=cli.pick(ModelConfig, values),
-        train=cli.pick(TrainConfig, values),
-        frame_augment=cli.pick(FrameAugmentConfig, values),
-    )
-    output = storage.normalize(values["output"] or fresh_root(todo.model.model))
+    experiment, values = parse_experiment(argv, __doc__, Flags)
+    output = storage.normalize(values["output"] or fresh_root(experiment.model.model))
     refuse_finished(output)
-    data = values["data"]
-    made = not data and not values["store"]
-    if made:
-        say("No --data: the main job on made speech.")
-        data = synthetic.write(f"data/made-{values['clips']}", values["clips"])
-    if data:
-        manifest = find_and_connect(data, values["verbose"])
-        plan_workers(todo.train.num_workers, todo.train.device)  # to refuse now what would be refused after featurizing
-        config = cli.pick(FeaturizeConfig, values, features=cli.pick(FeatureConfig, values, kind=kind))
-        store = featurize(manifest, config, values["store"])
-    else:
-        connect(values["verbose"])
-        store = Store(storage.normalize(values["store"]))
+    store, made = open_store(values, experiment)
     command = shlex.join(["python", *sys.argv])
     whole = values["fold"] == "all"
-    scores = (cross_validate if whole else run)(store, todo, output, command, made, values["embed_audio"])
+    scores = (cross_validate if whole else run)(store, experiment, output, command, made, values["embed_audio"])
     show_scores(scores)
     say(f"Run: {output} (report.html, metrics.json, predictions.parquet, {'fold-*/' if whole else 'model/'})")
-
-
-def _number(fold: str) -> int:
-    if not fold.isdecimal():
-        raise UserError(f"--fold {fold}: give a number from 0, or all")
-    return int(fold)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ser_ray import cli, storage
-from ser_ray.cluster import connect
 from ser_ray.console import say
-from ser_ray.corpora import synthetic
 from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
-from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.learner import TrainConfig
-from ser_ray.models import FEATURES_OF, ModelConfig
+from ser_ray.flags import open_store, parse_experiment
 from ser_ray.results import fresh_root, show_scores
 from ser_ray.search_space import read_space
-from ser_ray.splits import SplitConfig
-from ser_ray.store import Store
 from ser_ray.tuning import TuneConfig, tune
 
 
@@ -59,50 +50,17 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, search, say where the results are."""
-    model = ModelConfig(cli.peek(argv, "model") or ModelConfig.model)
-    kind = FEATURES_OF[model.model]
-    changes = (FrameAugmentConfig,) if kind == "log_mel" else ()
-    usual = {**vars(FeatureConfig.for_kind(kind)), **vars(TrainConfig.for_model(model.model))}
-    configs = (
-        Flags,
-        TuneConfig,
-        Experiment,
-        SplitConfig,
-        ModelConfig,
-        TrainConfig,
-        *changes,
-        FeaturizeConfig,
-        FeatureConfig,
-    )
-    values = cli.parse(argv, __doc__, *configs, defaults=usual, without=("kind", "num_workers"))
-    todo = cli.pick(
-        Experiment,
-        values,
-        split=cli.pick(SplitConfig, values),
-        model=cli.pick(ModelConfig, values),
-        train=cli.pick(TrainConfig, values),
-        frame_augment=cli.pick(FrameAugmentConfig, values),
-    )
-    space = read_space(values["space"], todo)
+    experiment, values = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers",))
+    space = read_space(values["space"], experiment)
     output = storage.normalize(values["output"] or fresh_root("tune"))
     begun = storage.exists(storage.join(output, "run.json"))
     if begun and not values["resume"]:
         raise UserError(f"{output} holds a search; go on with it by --resume, or choose another --output")
     if values["resume"] and not begun:
         raise UserError(f"--resume: there is no search in {output}")
-    data = values["data"]
-    if not data and not values["store"]:
-        say("No --data: a search on made speech.")
-        data = synthetic.write(f"data/made-{values['clips']}", values["clips"])
-    if data:
-        manifest = find_and_connect(data, values["verbose"])
-        config = cli.pick(FeaturizeConfig, values, features=cli.pick(FeatureConfig, values, kind=kind))
-        store = featurize(manifest, config, values["store"])
-    else:
-        connect(values["verbose"])
-        store = Store(storage.normalize(values["store"]))
+    store, _ = open_store(values, experiment)
     command = shlex.join(["python", *sys.argv])
-    show_scores(tune(store, todo, cli.pick(TuneConfig, values), space, output, command))
+    show_scores(tune(store, experiment, cli.pick(TuneConfig, values), space, output, command))
     say(f"Search: {output} (report.html, best.json, trials.parquet, best/)")
 
 

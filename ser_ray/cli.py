@@ -27,7 +27,8 @@ def parse(
 ) -> dict[str, Any]:
     """Read flags for the fields of some config dataclasses.
 
-    Fields that are dataclasses themselves get no flag; where two dataclasses share a field, the first one's counts.
+    A field that is a dataclass itself stands for its own fields; where two fields share a name, the first one's flag
+    counts for both.
     `--config FILE` (YAML or JSON, flag names and values) gives values that flags beat.
 
     Args:
@@ -47,14 +48,7 @@ def parse(
     _refuse_repeated(argv)
     fields: dict[str, tuple[Any, Any]] = {}
     for config in configs:
-        hints = get_type_hints(config)
-        texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
-        for field in dataclasses.fields(config):
-            name = RENAMED.get(field.name, field.name)
-            if dataclasses.is_dataclass(hints[field.name]) or name in fields or field.name in without:
-                continue
-            default = (defaults or {}).get(field.name, field.default)
-            fields[name] = (Annotated[hints[field.name], tyro.conf.arg(help=texts[field.name])], default)
+        _collect(config, fields, defaults or {}, without)
     flags = dataclasses.make_dataclass(
         "Flags", [(name, type_, dataclasses.field(default=default)) for name, (type_, default) in fields.items()]
     )
@@ -63,10 +57,15 @@ def parse(
     return {next((old for old, new in RENAMED.items() if new == name), name): v for name, v in values.items()}
 
 
-def pick(config: type[Config], values: dict[str, Any], **given: Any) -> Config:
-    """Make a config dataclass from parsed values; `given` sets fields that have no flag."""
-    names = {field.name for field in dataclasses.fields(config)}
-    return config(**{**{name: value for name, value in values.items() if name in names}, **given})
+def pick(config: type[Config], values: dict[str, Any]) -> Config:
+    """Make a config dataclass, and those in its fields, from parsed values; what has none keeps its default."""
+    given = {}
+    for name, hint in _hints(config).items():
+        if dataclasses.is_dataclass(hint):
+            given[name] = pick(hint, values)
+        elif name in values:
+            given[name] = values[name]
+    return config(**given)
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:
@@ -89,6 +88,27 @@ def run(job: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _hints(config: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
+def _collect(
+    config: type, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]
+) -> None:
+    """Add type and default of each flag that a dataclass asks for, in order."""
+    texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    hints = {name: hint for name, hint in _hints(config).items() if name not in without}
+    for field, hint in hints.items():
+        name = RENAMED.get(field, field)
+        if not dataclasses.is_dataclass(hint) and name not in fields:
+            fields[name] = Annotated[hint, tyro.conf.arg(help=texts[field])], defaults.get(field, usual[field])
+    for hint in filter(dataclasses.is_dataclass, hints.values()):
+        _collect(hint, fields, defaults, without)
 
 
 def _refuse_repeated(argv: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ class Flags:
 
 
 def parse(*argv):
-    return cli.parse(argv, "A job.", Flags, Net)
+    return cli.parse(argv, "A job.", Flags)
 
 
 def test_flags_are_flat_and_shared_fields_stand_once():
@@ -51,7 +51,7 @@ def test_flags_are_flat_and_shared_fields_stand_once():
         **{"seed": 1, "config": None, "kind": "log_mel"},
         **{"width": 3, "rate": 0.1, "names": ("a", "b")},
     }
-    assert cli.pick(Net, values, rate=1.0) == Net(3, 1.0, 1, ("a", "b"))
+    assert cli.pick(Flags, {**values, "rate": 1.0}) == Flags(Net(3, 1.0, 1, ("a", "b")), 1, None, "log_mel")
 
 
 @pytest.mark.parametrize(

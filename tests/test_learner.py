@@ -126,6 +126,9 @@ def _train_as_rank(rank, world, folder):
     assert learner.steps == 20
     if rank == 0:
         safetensors.torch.save_file({"weights": weights(learner.network)}, f"{folder}/{world}")
+    if world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter
 
 
 def test_two_workers_do_what_one_does_with_the_summed_batch(tmp_path):
