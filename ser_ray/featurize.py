@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from ser_ray import storage
 from ser_ray.accounts import settle
 from ser_ray.audio import AudioError, Clip, decode
 from ser_ray.augment import DEFAULT_AUGMENTATIONS, parse_augmentation
-from ser_ray.cluster import connect, count_resources
+from ser_ray.cluster import await_resource, connect, count_resources
 from ser_ray.console import say, show_table, track
 from ser_ray.corpora import Manifest, audit, discover
 from ser_ray.errors import UserError
@@ -156,10 +157,10 @@ def deal(clips: int, workers: int) -> list[int]:
 
 def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: str) -> None:
     """Featurize clips in parallel; every task writes its own shard and returns what became of its clips."""
+    if device == "cuda":
+        await_resource("GPU", 1, "use --device cpu")
     cpus, gpus = count_resources()
-    if device == "cuda" and not gpus:
-        raise UserError("--device cuda: this cluster has no GPU; use --device cpu")
-    workers = gpus if device == "cuda" else cpus
+    workers = gpus if device == "cuda" else max(cpus, 1)  # a cluster may begin with none
     ends = list(accumulate(deal(len(todo), workers)))
     tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
     arguments = (store, config, draw_banks(config.features), device)
@@ -170,6 +171,7 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     else:
         outcomes = tasks.map_batches(partial(_write_in_task, arguments=arguments), **how)
     rejected = slid = cut = 0
+    nodes: Counter[str] = Counter()
     with track("Featurizing", len(todo)) as progress:
         for outcome in outcomes.iter_rows():
             if outcome["error"]:
@@ -177,7 +179,10 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
             rejected += outcome["rejected"]
             slid += outcome["slid"]
             cut += outcome["cut"]
+            nodes[outcome["node"]] += outcome["clips"]
             progress.advance(outcome["clips"], f"{rejected} rejected" if rejected else "")
+    if len(nodes) > 1:
+        say(f"Clips by node: {', '.join(map(str, sorted(nodes.values())))}")
     window_s = config.features.duration_s
     if cut and config.features.kind != "summary":  # whose recipe takes 2.5 s of each clip
         say(f"Longer than the window of {window_s:g} s: {cut} clips; only so much of them is used (--duration-s)")
@@ -208,11 +213,12 @@ class ShardWriter:
             ends: Where in the plan each task ends and the next one begins.
 
         Returns:
-            What `write` returns, one row per task.
+            What `write` returns and the `node` it ran on, one row per task.
         """
         bounds = [0, *ends]
         clips = [from_table(plan[bounds[i] : bounds[i + 1]]) for i in tasks.column("id").to_pylist()]
-        return pa.Table.from_pylist([self.write(clips_of_task) for clips_of_task in clips])
+        node = {"node": ray.get_runtime_context().get_node_id()}
+        return pa.Table.from_pylist([self.write(clips_of_task) | node for clips_of_task in clips])
 
     def write(self, clips: list[Utterance]) -> dict[str, Any]:
         """Featurize some clips and write their shard.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ser_ray import cli, storage
-from ser_ray.cluster import connect, plan_workers
+from ser_ray.cluster import connect, is_shared, plan_workers
 from ser_ray.console import say
 from ser_ray.corpora import synthetic
 from ser_ray.errors import UserError
@@ -70,6 +70,6 @@ def open_store(values: dict[str, Any], experiment: Experiment) -> tuple[Store, b
         connect(values["verbose"])
         return Store(storage.normalize(values["store"])), False
     manifest = find_and_connect(data, values["verbose"])
-    # What the cluster cannot train shall be refused now, not after featurizing.
-    plan_workers(experiment.train.num_workers, experiment.train.device)
+    if not is_shared():  # what this machine cannot train shall be refused now, not after featurizing
+        plan_workers(experiment.train.num_workers, experiment.train.device)
     return featurize(manifest, cli.pick(FeaturizeConfig, values), values["store"]), made

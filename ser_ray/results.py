@@ -145,11 +145,12 @@ def show_epoch(epoch: dict[str, Any], epochs: int) -> None:
     if "epoch" not in epoch:
         return
     fold = f"fold {epoch['fold']}  " if "fold" in epoch else ""
+    workers = f"{epoch['num_workers']} workers on {epoch['nodes']} nodes  " if epoch.get("nodes", 1) > 1 else ""
     left = timedelta(seconds=round((epochs - epoch["epoch"]) * epoch["seconds"]))
     say(
         f"{fold}epoch {epoch['epoch']:3}/{epochs}  loss {epoch['train_loss']:.3f}  validation: "
         f"loss {epoch['validation_loss']:.3f}, accuracy {epoch['validation_accuracy']:.1%}, "
-        f"UAR {epoch['validation_uar']:.1%}  {epoch['clips_per_s']:.0f} clips/s  at most {left} left"
+        f"UAR {epoch['validation_uar']:.1%}  {workers}{epoch['clips_per_s']:.0f} clips/s  at most {left} left"
     )
 
 

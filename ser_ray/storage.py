@@ -7,6 +7,7 @@ reader sees the whole file or none, locally by rename, in object storage because
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import uuid
@@ -102,8 +103,10 @@ def write(path: str, fill: Callable[[BinaryIO], None]) -> None:
     """
     files, inner = filesystem(path)
     if not isinstance(files, fs.LocalFileSystem):
+        whole = io.BytesIO()  # closing a stream completes its object, so none is opened before all is there
+        fill(whole)
         with files.open_output_stream(inner) as stream:
-            fill(stream)
+            stream.write(whole.getbuffer())
         return
     os.makedirs(os.path.dirname(inner), exist_ok=True)
     draft = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"

@@ -300,8 +300,9 @@ def _all_stop(stop: bool, world: int, device: torch.device) -> bool:
 
 def _report(rank: int, learner: Learner, history: list[dict[str, Any]], diverged: bool) -> None:
     """Report an epoch to Ray Train, which waits for all ranks; rank 0 brings the checkpoint."""
+    node = {"node": ray.get_runtime_context().get_node_id()}
     if rank != 0 or diverged:
-        ray.train.report({"diverged": diverged})
+        ray.train.report({"diverged": diverged, **node})
         return
     tensors, rest = learner.state()
     with tempfile.TemporaryDirectory() as folder:
@@ -309,7 +310,7 @@ def _report(rank: int, learner: Learner, history: list[dict[str, Any]], diverged
         with open(f"{folder}/state.json", "w") as stream:
             json.dump({"history": history, "learner": rest}, stream)
         place = ray.util.get_current_placement_group()
-        metrics = {**history[-1], "placement_group": place.id.hex() if place else ""}
+        metrics = {**history[-1], **node, "placement_group": place.id.hex() if place else ""}
         ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))
 
 
@@ -326,5 +327,5 @@ class _Relay(ray.train.UserCallback):
         self.board = board
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pin up the metrics of rank 0."""
-        self.board.add.remote(metrics[0])
+        """Pin up the metrics of rank 0, and on how many nodes the ranks are."""
+        self.board.add.remote({**metrics[0], "nodes": len({rank["node"] for rank in metrics})})

@@ -89,7 +89,7 @@ def test_workers_fit_the_cluster():
     assert plan_workers("4", "cpu", others=0.5).resources == {"CPU": 0.875}
     assert plan_workers("1:3", "cpu").count == (1, 3)
     for wish, device, reason in (
-        *(("9", "cpu", "9 workers need a CPU each and this cluster has 4"), ("1", "cuda", "1 GPUs are needed")),
+        *(("9", "cpu", "9 CPUs are needed and this cluster has 4"), ("1", "cuda", "1 GPU is needed")),
         *(("two", "cpu", "--num-workers two"), ("3:1", "cpu", "MIN:MAX"), ("0", "cpu", "a number from 1")),
     ):
         with pytest.raises(UserError, match=reason):
