@@ -1,8 +1,15 @@
 """The main job from bucket to bucket, against moto's S3 server."""
 
 import io
+import os
+import re
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
+import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -65,6 +72,85 @@ def test_the_main_job_from_bucket_to_bucket(bucket, made, job, tmp_path):
 def test_a_bucket_that_is_not_there_costs_one_line(bucket, job, place):
     code, _, err = job("train", "--data", place)
     assert code == 2 and place in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_denied_access_costs_one_line(bucket, server, job):
+    def deny(count):
+        url, kind = f"{server}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(url, count.encode(), kind, method="POST"))
+
+    bucket.create_dir("corpora/closed")
+    deny("0")
+    try:
+        code, _, err = job("train", "--data", "s3://corpora/closed")
+        assert code == 2 and "s3://corpora" in err and err.count("\n") == 1 and "Traceback" not in err
+    finally:
+        deny("inf")
+
+
+def test_a_writer_that_fails_leaves_no_object(bucket):
+    def fill(stream):
+        stream.write(b"half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        storage.write("s3://results/half", fill)
+    assert not storage.exists("s3://results/half")
+
+
+class Cutter(socketserver.ThreadingTCPServer):
+    """Stands before a server and cuts answers with a body of some size short: each once, or always."""
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(self, server, always=False):
+        host, port = server.removeprefix("http://").split(":")
+        self.server, self.always, self.cut = (host, int(port)), always, Counter()
+        super().__init__(("127.0.0.1", 0), CutterHandler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class CutterHandler(socketserver.StreamRequestHandler):
+    def handle(self):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (line := self.rfile.readline()):
+                return
+            head += b"Connection: close\r\n\r\n" if line == b"\r\n" else line
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        wish = head.split(b"\r\n")[0]
+        with socket.create_connection(self.server.server) as there:
+            there.sendall(head + self.rfile.read(int(length[1]) if length else 0))
+            answer = b"".join(iter(lambda: there.recv(1 << 16), b""))
+        if wish.startswith(b"GET") and b".wav" in wish and len(answer) > 8_000:
+            key = wish + b"".join(re.findall(rb"(?i)range: \S+", head))
+            self.server.cut[key] += 1
+            if self.server.always or self.server.cut[key] == 1:
+                answer = answer[:5_000]
+        self.wfile.write(answer)
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.timeout(300)
+def test_connections_that_drop_are_tried_again_then_said(bucket, server, made, always, tmp_path):
+    fs.copy_files(made[0], "corpora/dropped", destination_filesystem=bucket)
+    for info in _files(bucket, "corpora/dropped")[8:]:
+        bucket.delete_file(info.path)
+    cutter = Cutter(server, always)
+    env = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{cutter.server_address[1]}"}
+    command = [sys.executable, JOB.parent / "featurize.py", "--features", "summary", "--data", "s3://corpora/dropped"]
+    try:
+        run = subprocess.run([*command, "--store", tmp_path / "store"], env=env, capture_output=True, text=True)
+    finally:
+        cutter.shutdown()
+    assert cutter.cut and "Traceback" not in run.stdout + run.stderr
+    assert min(cutter.cut.values()) > 1, "each was tried again"
+    if always:
+        assert run.returncode == 2 and run.stderr.count("\n") == 1
+        assert "none of the clips could be read" in run.stderr and "NETWORK_CONNECTION" in run.stderr
+    else:
+        assert (run.returncode, run.stderr) == (0, "")
+        assert Store(str(tmp_path / "store")).info()["counts"]["crema_d"]["featurized"] == 8
 
 
 def _files(bucket, folder):
