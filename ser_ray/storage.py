@@ -27,7 +27,17 @@ def is_uri(path: str) -> bool:
 
 
 def normalize(path: str) -> str:
-    """Return an absolute local path, or the URI without a trailing slash."""
+    """Return an absolute local path, or the URI without a trailing slash.
+
+    Raises:
+        UserError: The URI holds a user name or a password, which would go into records and reports.
+    """
+    scheme, found, rest = path.partition("://")
+    if found and "@" in rest.partition("/")[0]:
+        raise UserError(
+            f"a {scheme}:// address holds what stands before an @: give keys by the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a role, never in an address"
+        )
     return path.rstrip("/") if is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 

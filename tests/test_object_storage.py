@@ -19,6 +19,7 @@ from pyarrow import fs
 from ser_ray import storage
 from ser_ray.store import Store
 
+SECRET = "hush-5e0f9a"
 JOB = Path(__file__).parent.parent / "jobs" / "train.py"
 
 
@@ -35,7 +36,7 @@ def server():
 
 @pytest.fixture
 def bucket(server, monkeypatch):
-    settings = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    settings = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in {**settings, "AWS_ENDPOINT_URL": server}.items():
         monkeypatch.setenv(name, value)
     storage._connect.cache_clear()  # its clients keep the endpoint they were made with
@@ -61,6 +62,10 @@ def test_the_main_job_from_bucket_to_bucket(bucket, made, job, tmp_path):
         assert pq.read_table(io.BytesIO(stream.read())).num_rows > 10
     assert sum(clip["featurized"] for clip in Store("s3://results/store").info()["counts"].values()) == 96
     assert not list(tmp_path.iterdir()), "nothing is left on this machine"
+    for info in _files(bucket, "results"):
+        with bucket.open_input_file(info.path) as stream:
+            assert SECRET.encode() not in stream.read(), info.path
+    assert SECRET not in run.stdout
 
     code, _, err = job("train", *wish)
     assert code == 2 and "finished run" in err

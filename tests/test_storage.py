@@ -35,3 +35,10 @@ def test_paths(tmp_path, monkeypatch):
     assert storage.open_read(f"file://{tmp_path}/a%20b").read() == b"x"
     with pytest.raises(UserError, match="cannot open ftp9://host/a"):
         storage.filesystem("ftp9://host/a")
+
+
+def test_keys_in_an_address_are_refused_and_not_repeated():
+    with pytest.raises(UserError, match="never in an address") as error:
+        storage.normalize("s3://AKIAEXAMPLE:hush@bucket/corpora")
+    assert "hush" not in str(error.value) and "AKIA" not in str(error.value)
+    assert storage.normalize("s3://bucket/a@b") == "s3://bucket/a@b"
