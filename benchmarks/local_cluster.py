@@ -29,6 +29,7 @@ class LocalCluster:
 
     Args:
         cpus: CPUs of the head, by name.
+        flags: More words for `ray start` of the head.
         node_types: What an autoscaler may add: resources and the largest number of each type, by name. None for no
             autoscaler.
 
@@ -37,7 +38,9 @@ class LocalCluster:
         dashboard: Where jobs are submitted to.
     """
 
-    def __init__(self, cpus: int = 1, node_types: Mapping[str, tuple[dict[str, float], int]] | None = None) -> None:
+    def __init__(
+        self, cpus: int = 1, *flags: str, node_types: Mapping[str, tuple[dict[str, float], int]] | None = None
+    ) -> None:
         self.folder = tempfile.mkdtemp(prefix="ray")  # short: it holds sockets
         port, dashboard, agent, client = free_ports(4)
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
@@ -55,10 +58,10 @@ class LocalCluster:
         if node_types is not None:
             head.append(f"--autoscaling-config={self._autoscaling(cpus, node_types)}")
         self.nodes: list[subprocess.Popen] = []
-        self._start(cpus, *head)
+        self._start(cpus, *head, *flags)
 
     def add_node(self, cpus: int = 1) -> subprocess.Popen:
-        """Start one more node; it is a process group of its own."""
+        """Start one more node; `kill_tree` takes it away at once, as a cloud does."""
         (agent,) = free_ports(1)
         return self._start(cpus, f"--address={self.address}", f"--dashboard-agent-listen-port={agent}")
 
@@ -123,18 +126,11 @@ class LocalCluster:
             ["ray", *map(str, words)], env=self.env | env, cwd=ROOT, capture_output=True, text=True, check=False
         )
 
-    def kill(self, node: subprocess.Popen) -> None:
-        """Take a node away at once, as a cloud does: all its processes are killed."""
-        for pid in _descendants(node.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        node.wait()
-
     def stop(self) -> None:
         """End all nodes and delete their folder."""
         for node in reversed(self.nodes):
             if node.poll() is None:
-                self.kill(node)
+                kill_tree(node)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> LocalCluster:
@@ -156,14 +152,24 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _descendants(pid: int) -> list[int]:
-    """Return a process and all below it, parents first, so that none can start another."""
+def descendants(pid: int) -> dict[int, str]:
+    """Return the command lines of all processes below one, by process id, parents first."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    names = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            parent = int(stat.read_text().rpartition(") ")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
+            parent = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            children.setdefault(parent, []).append(int(folder.name))
     found = [pid]
     for one in found:
         found += children.get(one, [])
-    return found
+    return {one: names.get(one, "") for one in found[1:]}
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kill a process and all below it, parents first, so that none can start another."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from local_cluster import descendants, kill_tree
 
 from ser_ray.corpora import synthetic
 from ser_ray.store import METADATA, Store
@@ -57,21 +57,6 @@ def content(root):
     return Store(str(root)).rows([*METADATA, "features"])
 
 
-def descendants(root_pid):
-    """Return the command lines of all processes below one, by process id."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            pid, parent = int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            parents[pid], names[pid] = parent, (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    below = {root_pid}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= more
-    return {pid: names[pid] for pid in below - {root_pid}}
-
-
 def started(pid):
     """Return when a process started, which tells it from a later one with its number; None when it is gone."""
     try:
@@ -110,12 +95,6 @@ def kill_driver(job):
                 os.kill(pid, signal.SIGKILL)
 
 
-def kill_all(job):
-    for pid in [job.pid, *descendants(job.pid)]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 def kill_worker(job):
     """Kill a worker that is at a task; the job lives on."""
     busy = [pid for pid, name in descendants(job.pid).items() if "MapBatches" in name]
@@ -124,7 +103,7 @@ def kill_worker(job):
     return bool(busy)
 
 
-@pytest.mark.parametrize(("kill", "seed"), [(kill_driver, 1), (kill_all, 2)])
+@pytest.mark.parametrize(("kill", "seed"), [(kill_driver, 1), (kill_tree, 2)])
 def test_a_killed_job_goes_on_where_it_was(speech, undisturbed, tmp_path, kill, seed):
     root, chance = tmp_path / "store", random.Random(seed)
     job = start(speech, root)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from local_cluster import descendants
 
 import ser_ray
 from ser_ray import bundle
@@ -46,7 +47,7 @@ def lonely():
 def test_a_jobs_own_ray_listens_on_loopback_alone(lonely):
     process, _ = lonely
     time.sleep(2)  # its last helpers start
-    sockets = {target for pid in descendants(process.pid) for target in open_files(pid)}
+    sockets = {target for pid in [process.pid, *descendants(process.pid)] for target in open_files(pid)}
     listening = {inode: address for inode, address in listeners() if f"socket:[{inode}]" in sockets}
     assert len(listening) > 5
     assert {address for address in listening.values() if not is_loopback(address)} == set()
@@ -109,19 +110,6 @@ def test_a_pickle_in_the_place_of_a_shard_is_not_run(tmp_path):
     with pytest.raises(Exception, match=r"(?i)parquet"):
         Store(str(tmp_path)).rows()
     assert not (tmp_path / "run").exists()
-
-
-def descendants(pid):
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(") ")[2].split()[1])
-        except OSError:
-            continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
 
 
 def open_files(pid):

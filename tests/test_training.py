@@ -1,5 +1,10 @@
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import torch
+from local_cluster import descendants
 
 from ser_ray import streaming
 from ser_ray.cluster import plan_workers
@@ -15,13 +20,19 @@ from ser_ray.training import fit, stream_rows
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def train(store, root, **settings):
+def train(store, root, on_epoch=lambda epoch: None, seen=None, **settings):
     config = TrainConfig(**{"num_workers": "1", **settings})
     parts = split(store.rows(), LabelSet(), SplitConfig())
-    lines = []
-    fitted = fit(store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), lines.append)
+    seen = [] if seen is None else seen
+
+    def note(epoch):
+        if "epoch" in epoch:  # a run that diverged reports without
+            seen.append(epoch["epoch"])
+            on_epoch(epoch)
+
+    fitted = fit(store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), note)
     epochs = [epoch["epoch"] for epoch in fitted.history]
-    assert [line["epoch"] for line in lines] == epochs[len(epochs) - len(lines) :]
+    assert list(dict.fromkeys(seen)) == epochs[len(epochs) - len(set(seen)) :]
     return fitted
 
 
@@ -39,6 +50,24 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, tmp_path):
     assert parts.best_epoch == whole.best_epoch
     assert torch.equal(weights(parts), weights(whole))
     assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made_store, tmp_path):
+    whole = train(made_store, tmp_path / "whole", epochs=4, seed=3)
+    killed = []
+
+    def kill_after_the_second(epoch):
+        if epoch["epoch"] == 2 and not killed:
+            killed.extend(pid for pid, name in descendants(os.getpid()).items() if "RayTrainWorker" in name)
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    seen = []
+    disturbed = train(made_store, tmp_path / "disturbed", kill_after_the_second, seen, epochs=4, seed=3)
+    assert killed and torch.equal(weights(disturbed), weights(whole))
+    again = [epoch for i, epoch in enumerate(seen) if epoch in seen[:i]]
+    assert [*dict.fromkeys(seen)] == [1, 2, 3, 4] and again in ([], [3]), "at most the epoch it was at is lost"
 
 
 def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
