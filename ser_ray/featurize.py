@@ -130,13 +130,17 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
 def _plan(store: Store, manifest: Manifest) -> list[Utterance]:
     """Take out of the store what is damaged or not as found, write the new plan, and return the clips still to do."""
     store.sweep()
-    before = {clip.utterance_id: clip for clip in store.plan()}
-    unchanged = {clip.utterance_id: clip.path for clip in manifest.utterances if before.get(clip.utterance_id) == clip}
+    now = {clip.utterance_id: clip for clip in manifest.utterances}
+    unchanged, vanished = {}, []
+    for clip in store.plan():
+        if now.get(clip.utterance_id) == clip:
+            unchanged[clip.utterance_id] = clip.path
+        elif clip.utterance_id not in now:
+            vanished.append(clip.utterance_id)
     kept, paths = store.keep(set(unchanged)), set(unchanged.values())
     rejected = store.keep_rejects(lambda reject: reject.path in paths and not reject.reason.startswith(PASSING))
     store.write_plan(manifest.utterances)
     say(f"Store {store.root}{f', {len(kept)} of {len(manifest.utterances)} clips are there already' if kept else ''}")
-    vanished = before.keys() - {clip.utterance_id for clip in manifest.utterances}
     if vanished:
         say(f"No longer there, so left out: {len(vanished)} clips of an earlier run, such as {min(vanished)}")
     todo = [c for c in manifest.utterances if c.utterance_id not in kept and c.path not in rejected]

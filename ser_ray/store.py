@@ -160,10 +160,12 @@ class Store:
         else:
             self.write_info({**info, "complete": False})
 
-    def plan(self) -> list[Utterance]:
-        """Return the clips that the last run set out to featurize; empty before the first run."""
+    def plan(self) -> Iterator[Utterance]:
+        """Yield the clips that the last run set out to featurize; none before the first run."""
         path = storage.join(self.root, "clips.parquet")
-        return from_table(read_shard(path, None)) if storage.exists(path) else []
+        if storage.exists(path):
+            for batch in read_shard(path, None).to_batches(max_chunksize=10_000):
+                yield from from_table(pa.Table.from_batches([batch]))
 
     def write_plan(self, clips: Iterable[Utterance]) -> None:
         """Write `clips.parquet` atomically."""

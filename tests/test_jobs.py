@@ -1,12 +1,15 @@
 """The jobs as people run them: most in this process on the tests' Ray, one from a shell with its own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from ser_ray.corpora import synthetic
 
 JOBS = Path(__file__).parent.parent / "jobs"
 
@@ -29,6 +32,17 @@ def test_the_main_job_in_its_own_process_on_made_speech(tmp_path):
     assert not {*contract.split(), "versions", "timing"} - set(metrics)
     columns = ["utterance_id", "corpus", "speaker_id", "gender", "emotion", "predicted", "probabilities"]
     assert not set(columns) - set(pq.read_schema(run / "predictions.parquet").names)
+
+
+def test_uv_runs_a_job_as_it_is(tmp_path):
+    """Ray takes note of `uv run` and starts workers by it too."""
+    folder = Path(sys.executable).parent
+    env = os.environ | {"VIRTUAL_ENV": str(folder.parent), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    speech = synthetic.write(str(tmp_path / "speech"), clips=16)
+    command = ["uv", "run", "--no-project", JOBS / "featurize.py", "--data", *speech, "--store", "store"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Featurizing: 16/16" in done.stdout
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -147,9 +147,9 @@ def test_the_default_place_depends_on_settings_and_roots(tmp_path, monkeypatch):
 def test_the_plan_survives(tmp_path):
     store = Store(str(tmp_path))
     clip = Utterance("r/1", "r", "r_1", "", "sad", "", "", "speech", "/x/1.wav", 9, 123_456_789_123_456_789)
-    assert store.plan() == []
+    assert list(store.plan()) == []
     store.write_plan([clip])
-    assert store.plan() == [clip]
+    assert list(store.plan()) == [clip]
 
 
 def test_conflicts_are_groups_of_one_audio_and_several_labels():

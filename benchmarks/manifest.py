@@ -1,0 +1,117 @@
+"""What a manifest of a million clips takes of the driver: finding, planning, resuming and accounting, without Ray.
+
+    python benchmarks/manifest.py --clips 1000000 --json manifest.json
+
+The clips are files of nothing, each of its own size, listed in a table; the shards are what a job would have written,
+with features of zeros. Wanted: at most 2 GB of memory for a million clips.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from featurize import machine, versions  # the benchmark beside this one
+
+from ser_ray import cli, featurize, storage
+from ser_ray.accounts import settle
+from ser_ray.console import say, show_table
+from ser_ray.corpora import discover
+from ser_ray.emotions import EMOTIONS
+from ser_ray.features import FeatureConfig
+from ser_ray.featurize import FeaturizeConfig
+from ser_ray.store import METADATA, Store, encode, feature_type, row_schema
+
+PER_FOLDER, SPEAKERS = 10_000, 5_000
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        clips: How many clips.
+        json: File for the figures; none is written when empty.
+    """
+
+    clips: int = 1_000_000
+    json: str = ""
+
+
+def make_files(root: Path, clips: int) -> str:
+    """Make the files and return the table that lists them."""
+    with (root / "many.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("path", "emotion", "speaker_id", "gender"))
+        for i in range(clips):
+            path = f"{i // PER_FOLDER:04}/clip_{i:08}.wav"
+            if i % PER_FOLDER == 0:
+                (root / path).parent.mkdir()
+            os.close(os.open(root / path, os.O_CREAT))
+            os.truncate(root / path, 44 + i)  # sparse: no blocks
+            table.writerow((path, EMOTIONS[i % 8], f"s{i % SPEAKERS:05}", ("female", "male")[i % 2]))
+    return str(root / "many.csv")
+
+
+def write_shards(store: Store, clips: list[Any], features: FeatureConfig) -> None:
+    """Write what a job would have."""
+    type_ = feature_type(features)
+    schema = row_schema(type_)
+    for start in range(0, len(clips), featurize.MAX_CLIPS_PER_TASK):
+        some = clips[start : start + featurize.MAX_CLIPS_PER_TASK]
+        given = {
+            "duration_s": [3.0] * len(some),
+            "sample_rate": [16_000] * len(some),
+            "augmentation": ["none"] * len(some),
+        }
+        given["sha256"] = [f"{clip.size:064x}" for clip in some]
+        arrays = [
+            pa.array(given.get(name) or [getattr(clip, name) for clip in some], schema.field(name).type)
+            for name in METADATA
+        ]
+        zeros = np.zeros((len(some), features.num_features), np.float32)
+        store.write_shard(pa.Table.from_arrays([*arrays, encode(list(zeros), type_)], schema=schema), [])
+
+
+def main(argv: list[str]) -> None:
+    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    table: list[dict[str, Any]] = []
+
+    def measure(what: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        table.append({"what": what, "seconds": time.perf_counter() - started, "peak memory so far, GB": peak})
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        path = measure("(making the files)", lambda: make_files(root, flags.clips))
+        config = FeaturizeConfig(features=FeatureConfig(), augment=("none",))
+        store = Store(str(root / "store"))
+        store.claim(config.settings())
+        manifest = measure("find", lambda: discover([path]))
+        todo = measure("plan", lambda: featurize._plan(store, manifest))
+        measure("(writing shards in the place of workers)", lambda: write_shards(store, todo, config.features))
+        left = measure("plan again: all is there", lambda: featurize._plan(store, manifest))
+        measure("account", lambda: settle(store, manifest, 1))
+        counts = store.info()["counts"]["many"]
+    assert len(todo) == flags.clips and not left and counts["featurized"] == flags.clips
+    show_table(f"{flags.clips} clips in the driver", table)
+    if flags.json:
+        figures = {"clips": flags.clips, "steps": table, "versions": versions(), "machine": machine()}
+        storage.write_json(flags.json, figures)
+        say(f"figures: {flags.json}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
