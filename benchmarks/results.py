@@ -1,8 +1,10 @@
 """Write `docs/results.md` from the `metrics.json` files of finished runs.
 
-    python benchmarks/results.py --runs runs/results/* --output docs/results.md
+    python benchmarks/results.py --runs runs/crema_d runs/emobox
 
-Nothing in the page is written by hand but its explanations; it holds numbers only, nothing of the recordings.
+What the page needs of each run is kept beside it, in `docs/results/`, so that runs may come from several machines and
+days: the same experiment done again takes the place of its older run. Nothing in the page is written by hand but its
+explanations; it holds numbers only, nothing of the recordings.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class Flags:
     """Flags of this command.
 
     Attributes:
-        runs: Folders of finished runs.
-        output: The page to write.
+        runs: Folders of finished runs to add.
+        output: The page to write; the figures of its runs lie in a folder of the same name.
     """
 
     runs: tuple[str, ...] = ()
@@ -71,9 +73,14 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     values = cli.parse(argv, __doc__, Flags)
-    if not values["runs"]:
+    folder = values["output"].removesuffix(".md")
+    for place in values["runs"]:
+        run = figures(read_run(place)[0])
+        storage.write_json(storage.join(folder, f"{file_name(run)}.json"), run)
+    files = [name for name in storage.list_names(folder) if name.endswith(".json")]
+    if not files:
         raise UserError("--runs is missing: name the folders of finished runs")
-    runs = [read_run(run)[0] for run in values["runs"]]
+    runs = sorted((storage.read_json(storage.join(folder, name)) for name in files), key=rank)
     parts = [
         INTRO,
         "## Published numbers\n",
@@ -86,6 +93,42 @@ def main(argv: list[str]) -> None:
     ]
     storage.write_text(values["output"], "\n".join(parts))
     say(f"{values['output']}: {len(runs)} runs")
+
+
+def figures(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page needs of a run."""
+
+    def score(scores: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: scores[name] for name in ("num_test", "uar", "accuracy")}
+        return kept | {"interval": {"uar": scores["interval"]["uar"]}}
+
+    kept = {name: run[name] for name in ("protocol", "fold", "config", "labels", "confusion_matrix", "versions")}
+    kept |= {name: run[name] for name in ("folds", "mean", "std") if name in run}
+    if "folds" in kept:
+        kept["folds"] = [{"uar": fold["uar"]} for fold in run["folds"]]
+    return {
+        **score(run),
+        **kept,
+        "command": command(run),
+        "per_corpus": {corpus: score(scores) for corpus, scores in run["per_corpus"].items()},
+        "per_class": {label: {"recall": scores["recall"]} for label, scores in run["per_class"].items()},
+        "leaks": {"train_test": run["leaks"]["train_test"]},
+        "timing": {"train_s": run["timing"]["train_s"]},
+    }
+
+
+def file_name(run: dict[str, Any]) -> str:
+    """Return a name that tells experiments apart."""
+    config = run["config"]
+    labels = [] if config["labels"] in (["all"], ("all",)) else config["labels"]
+    words = [config["model"]["model"], run["protocol"], *config["corpus"], *labels, f"fold-{run['fold']}"]
+    return "-".join(map(str, words)).replace("_", "-").replace("=", "-")
+
+
+def rank(run: dict[str, Any]) -> tuple[Any, ...]:
+    """Sort ours before the notebook's, honest protocols before the leaky one, single corpora before pools."""
+    corpora = run["config"]["corpus"]
+    return run["config"]["model"]["model"] == "cnn1d", is_leaky(run), not corpora, *corpora, run["protocol"]
 
 
 def is_leaky(run: dict[str, Any]) -> bool:
@@ -116,8 +159,9 @@ def overview(runs: list[dict[str, Any]]) -> str:
 
 def section(run: dict[str, Any]) -> str:
     """Return what is to be known of one run."""
-    lines = [f"### {run['config']['model']['model']}, {name(run)}, {'+'.join(run['config']['corpus']) or 'pooled'}", ""]
-    lines += ["```bash", command(run), "```", ""]
+    model, corpora = run["config"]["model"]["model"], "+".join(run["config"]["corpus"]) or "pooled"
+    lines = [f"### {model}, {name(run)}, {corpora}", ""]
+    lines += ["```bash", run["command"], "```", ""]
     if "folds" in run:
         mean, std = run["mean"], run["std"]
         lines.append(
