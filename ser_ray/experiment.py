@@ -93,6 +93,7 @@ def run(
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
     leaks = check(rows, parts, experiment.split.protocol)
     labels = parts.labels
+    _refuse_untrained(rows, parts)
     say(parts.description)
     show_table("Rows", _count_rows(rows, parts))
 
@@ -180,6 +181,22 @@ def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray) -> pa.Table:
     table = table.append_column("predicted", pa.array(names[probabilities_NC.argmax(axis=1)]))
     table = table.append_column("probabilities", pa.array(list(probabilities_NC), pa.list_(pa.float64())))
     return table.append_column("path", rows.column("path"))
+
+
+def _refuse_untrained(rows: pa.Table, parts: Split) -> None:
+    """Refuse to test emotions that no training clip has.
+
+    Raises:
+        UserError: There is such an emotion; the message names it.
+    """
+    heard, tested = (
+        {parts.labels.index(emotion) for emotion in rows.column("emotion").take(indices).unique().to_pylist()}
+        for indices in (parts.train, parts.test)
+    )
+    if missing := [parts.labels.names[i] for i in sorted(tested - heard)]:
+        raise UserError(
+            f"no training clip is {missing[0]}, which is tested; add clips of more speakers, or name other --labels"
+        )
 
 
 def _speakers(rows: pa.Table, indices: np.ndarray) -> set[str]:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 
 from ser_ray.corpora import synthetic
 
@@ -58,12 +60,12 @@ def test_a_second_run_reuses_the_store_and_a_finished_one_is_kept(job):
 @pytest.mark.usefixtures("local_ray")
 def test_cross_validate_evaluate_compare(job, made, made_store, tmp_path):
     wish = ("--store", made_store.root, "--corpus", "savee", "--epochs", "1", "--num-folds", "2")
-    wish = (*wish, "--model", "cnn1d")
+    wish = (*wish, "--model", "cnn1d", "--labels", "neutral", "happy", "sad")  # which all four speakers show
     code, out, err = job("train", *wish, "--fold", "all", "--output", "runs/cv")
     assert (code, err) == (0, ""), err
     assert "2 folds, 2 to do" in out and "±" in out
     metrics = json.loads(Path("runs/cv/metrics.json").read_text())
-    assert metrics["num_test"] == 24 and len(metrics["folds"]) == 2 and metrics["fold"] == "all"
+    assert metrics["num_test"] == 12 and len(metrics["folds"]) == 2 and metrics["fold"] == "all"
     assert sorted(metrics["per_speaker"]) == ["savee_dc", "savee_je", "savee_jk", "savee_kl"]
 
     Path("runs/cv/metrics.json").unlink()  # as if cut short before the end: folds that are done are not done again
@@ -132,3 +134,24 @@ def test_a_mistake_costs_one_line(job, tmp_path, argv, says):
     assert says in err and "Traceback" not in err
     if not err.startswith("╭"):  # tyro draws a box around what it refuses
         assert err.count("\n") == 1, err
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("speakers", "says"),
+    [
+        (("anna",), "speaker-independent needs"),
+        (("anna", "bert", "cleo", "dave"), "which is tested; add clips of more speakers"),
+    ],
+)
+def test_corpora_that_cannot_be_tested_on_are_refused(job, tmp_path, speakers, says):
+    """One speaker; and emotions that one speaker alone shows, whoever that is."""
+    rows = ["path,emotion,speaker_id"]
+    for speaker, own in zip(speakers, ("angry", "sad", "fearful", "disgust"), strict=False):
+        for emotion in ("happy", own):
+            noise = np.random.default_rng(len(rows)).normal(0, 0.1, 16_000)
+            sf.write(tmp_path / f"{speaker}_{emotion}.wav", noise, 16_000)
+            rows.append(f"{speaker}_{emotion}.wav,{emotion},{speaker}")
+    (tmp_path / "own.csv").write_text("\n".join(rows))
+    code, _, err = job("train", "--data", "own.csv", "--epochs", "1")
+    assert code == 2 and says in err and err.count("\n") == 1 and "Traceback" not in err
