@@ -239,7 +239,7 @@ def object_store_is_small(chaos: Chaos) -> dict[str, Any]:
     """Train on rows that are more than the smallest object store that Ray allows, 75 MB."""
     with LocalCluster(2, "--object-store-memory=78643200") as small:
         root = chaos.folder / "small"
-        flags = ("--data", *chaos.data, "--epochs", "1", "--width", "4", "--store", root / "store")
+        flags = ("--data", *chaos.data, "--epochs", "1", "--width", "4", "--n-mels", "128", "--store", root / "store")
         job = Job(small, TRAIN, *flags, "--output", root / "run")
         job.end()
         (size,) = (line for line in job.log.read_text().splitlines() if line.startswith("Training rows"))
