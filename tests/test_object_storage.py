@@ -30,6 +30,8 @@ def server():
     server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # All its servers in one process share their buckets: those of other tests go.
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST"))
     yield f"http://{host}:{port}"
     server.stop()
 
