@@ -57,7 +57,7 @@ def test_the_main_job_from_bucket_to_bucket(bucket, made, job, tmp_path):
     # In its own process: workers take the environment, and with it the bucket's server, of the Ray they belong to.
     run = subprocess.run([sys.executable, JOB, *wish], cwd=tmp_path, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
-    assert "UAR" in run.stdout
+    assert "96/96" in run.stdout and "UAR" in run.stdout
     names = {info.path.removeprefix("results/runs/one/") for info in _files(bucket, "results/runs/one")}
     assert {"metrics.json", "predictions.parquet", "report.html", "model/model.safetensors"} <= names
     with bucket.open_input_file("results/runs/one/predictions.parquet") as stream:
