@@ -20,9 +20,9 @@ from ser_ray import storage
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
-from ser_ray.models import ModelConfig, build
+from ser_ray.models import Ensemble, ModelConfig, build
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Bundle:
     """A network and what is needed to use it.
 
     Attributes:
-        network: The trained network, in evaluation mode, on the CPU.
+        network: The trained network, or an `Ensemble` of several, in evaluation mode, on the CPU.
         model: Its configuration.
         features: How its features are made from sound.
         labels: What its outputs mean.
@@ -52,6 +52,7 @@ class Bundle:
         config = {
             "format": FORMAT,
             "model": asdict(self.model),
+            "members": len(self.network.members) if isinstance(self.network, Ensemble) else 1,
             "features": asdict(self.features),
             "labels": asdict(self.labels),
             "temperature": self.temperature,
@@ -86,7 +87,8 @@ def load(folder: str) -> Bundle:
         labels = LabelSet(tuple(config["labels"]["names"]), merged)
         with storage.open_read(storage.join(folder, "model.safetensors")) as stream:
             weights = safetensors.torch.load(stream.read())
-        network = build(model, weights["standardize.mean_F"].numel(), len(labels.names))
+        members = [build(model, features.num_features, len(labels.names)) for _ in range(config["members"])]
+        network = members[0] if len(members) == 1 else Ensemble(members)
         network.load_state_dict(weights)
         heard = tuple(map(str, config["heard_speakers"]))
         temperature, facts = float(config["temperature"]), dict(config["facts"])
@@ -107,6 +109,7 @@ def _model_card(config: dict[str, Any]) -> str:
         "",
         f"Tells apart: {', '.join(config['labels']['names'])}.",
         f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
+        *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
         "",

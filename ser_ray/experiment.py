@@ -11,22 +11,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from torch import nn
 
 from ser_ray import metrics, storage
 from ser_ray.bundle import Bundle, probabilities
 from ser_ray.console import say, show_table
-from ser_ray.emotions import parse_labels
+from ser_ray.emotions import LabelSet, parse_labels
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples, predict_logits
 from ser_ray.learner import TrainConfig
-from ser_ray.models import FEATURES_OF, ModelConfig
+from ser_ray.models import FEATURES_OF, Ensemble, ModelConfig
 from ser_ray.results import MADE_SPEECH, claim, refuse_finished, show_epoch, versions, write_run
 from ser_ray.splits import Split, SplitConfig, check, split
 from ser_ray.store import Store
 from ser_ray.training import fit
 
+MAX_MEMBERS = 5  # a fifth of the speakers validates
 _PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]
 
 
@@ -37,10 +39,12 @@ class Experiment:
     Attributes:
         corpus: Corpora to use; empty for all in the store.
         labels: Classes: `all`, `six` (those of CREMA-D), emotions by name, and merges such as `calm=neutral`.
+        members: Networks to train, each validated on other speakers than the rest; they answer together, by their mean.
     """
 
     corpus: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("all",)
+    members: int = 1
     split: SplitConfig = field(default_factory=SplitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=partial(TrainConfig.for_model, ModelConfig.model))
@@ -48,6 +52,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         parse_labels(self.labels)
+        if not 1 <= self.members <= MAX_MEMBERS:
+            raise UserError(f"--members must be 1 to {MAX_MEMBERS}, got {self.members}")
 
     def identity(self, store: Store) -> dict[str, Any]:
         """Return what makes two runs the same; where and on how many workers it runs does not matter."""
@@ -90,35 +96,41 @@ def run(
     rows, chosen = choose_rows(store, experiment)
     claim(run_root, experiment.identity(store), command)
     started = time.perf_counter()
-    parts = split(rows, parse_labels(experiment.labels), experiment.split)
-    leaks = check(rows, parts, experiment.split.protocol)
-    labels = parts.labels
-    _refuse_untrained(rows, parts)
-    say(parts.description)
+    plans = [split(rows, parse_labels(experiment.labels), experiment.split, k) for k in range(experiment.members)]
+    leaks = [check(rows, plan, experiment.split.protocol) for plan in plans]
+    for plan in plans:
+        _refuse_untrained(rows, plan)
+    parts, labels = plans[0], plans[0].labels
+    several = f" {len(plans)} networks, validated on other speakers each, answer together." if len(plans) > 1 else ""
+    description = parts.description + several
+    say(description)
     show_table("Rows", _count_rows(rows, parts))
 
-    in_store = replace(parts, **{name: chosen[getattr(parts, name)] for name in ("train", "validation", "test")})
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
-    fitted = fit(
-        store, in_store, labels, experiment.model, experiment.train, experiment.frame_augment, run_root, show, share
-    )
+    fitted = []
+    for k, plan in enumerate(plans):
+        in_store = replace(plan, train=chosen[plan.train], validation=chosen[plan.validation])
+        name = {"member": k} if several else {}
+        configs = experiment.model, experiment.train, experiment.frame_augment
+        root = storage.join(run_root, f"member-{k}") if several else run_root
+        fitted.append(fit(store, in_store, labels, *configs, root, partial(_named, show, name), share))
     train_s = time.perf_counter() - started
-    bundle = Bundle(fitted.network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
+    networks = [one.network for one in fitted]
+    network = Ensemble(networks) if several else networks[0]
+    bundle = Bundle(network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
     bundle.heard_speakers = tuple(sorted(_speakers(rows, parts.train) | _speakers(rows, parts.validation)))
-    validation = Examples.from_rows(store.rows(COLUMNS).take(in_store.validation), labels)
-    bundle.temperature = metrics.fit_temperature(
-        predict_logits(bundle.network, validation).numpy(), validation.targets.numpy()
-    )
-    predictions = predict_rows(bundle, store, in_store.test)
+    bundle.temperature = _fit_temperature(store, networks, [chosen[plan.validation] for plan in plans], labels)
+    predictions = predict_rows(bundle, store, chosen[parts.test])
+    history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
     scores = {
         **metrics.score(predictions, labels.names, seed=experiment.train.seed),
         "protocol": experiment.split.protocol,
         "fold": experiment.split.fold,
-        "description": parts.description,
+        "description": description,
         "notes": [MADE_SPEECH] if made_speech else [],
-        "leaks": leaks,
+        "leaks": leaks[0],
         "excluded": parts.excluded,
-        "best_epoch": fitted.best_epoch,
+        "best_epochs": [one.best_epoch for one in fitted],
         "temperature": bundle.temperature,
         "config": experiment.identity(store),
         "command": command,
@@ -126,13 +138,13 @@ def run(
         "timing": {
             "train_s": train_s,
             "test_s": time.perf_counter() - started - train_s,
-            "num_workers": fitted.num_workers,
-            "clips_per_s": float(np.median([epoch["clips_per_s"] for epoch in fitted.history])),
+            "num_workers": fitted[-1].num_workers,
+            "clips_per_s": float(np.median([epoch["clips_per_s"] for epoch in history])),
         },
     }
     bundle.facts = {name: scores[name] for name in ("description", "notes", "num_test", "uar", "accuracy", "versions")}
     bundle.save(storage.join(run_root, "model"))
-    write_run(run_root, store, scores, predictions, fitted.history, embed_audio)
+    write_run(run_root, store, scores, predictions, history, embed_audio)
     return scores
 
 
@@ -181,6 +193,23 @@ def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray) -> pa.Table:
     table = table.append_column("predicted", pa.array(names[probabilities_NC.argmax(axis=1)]))
     table = table.append_column("probabilities", pa.array(list(probabilities_NC), pa.list_(pa.float64())))
     return table.append_column("path", rows.column("path"))
+
+
+def _named(show: Callable[[dict[str, Any]], None], name: dict[str, int], epoch: dict[str, Any]) -> None:
+    show(name | epoch)
+
+
+def _fit_temperature(store: Store, networks: list[nn.Module], validations: list[np.ndarray], labels: LabelSet) -> float:
+    """Fit one temperature to what each network says of its own validation rows: the others were trained on them.
+
+    Of the mean of several networks, which are less sure together, it is a little too high.
+    """
+    logits, targets = [], []
+    for network, indices in zip(networks, validations, strict=True):
+        examples = Examples.from_rows(store.rows(COLUMNS).take(indices), labels)
+        logits.append(predict_logits(network, examples).numpy())
+        targets.append(examples.targets.numpy())
+    return metrics.fit_temperature(np.concatenate(logits), np.concatenate(targets))
 
 
 def _refuse_untrained(rows: pa.Table, parts: Split) -> None:

@@ -7,6 +7,7 @@ buffers and so travel with the weights, and returns `logits_BC`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,7 +123,8 @@ class LogMelResNet(nn.Module):
 
     A convolution and three stages of residual blocks (He et al., Deep residual learning, 2016); then mean and standard
     deviation over time, weighted by attention (Okabe et al., Attentive statistics pooling, 2018). Bands are not
-    averaged, so that the pooled statistics know their pitch.
+    averaged, so that the pooled statistics know their pitch. A second input channel lacks the clip's mean over time,
+    and so most of what the voice, the microphone and the room do to all of it alike.
 
     Clips of any length share a batch: all that lies beyond a clip's own frames is kept at zero, as beyond its edges.
     """
@@ -132,7 +134,7 @@ class LogMelResNet(nn.Module):
         width, depth = config.width, config.depth
         self.num_classes, self.dropout = num_classes, config.dropout
         self.standardize = Standardize(num_bands)
-        self.stem = nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False)
+        self.stem = nn.Conv2d(2, width, 5, stride=2, padding=2, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.blocks = nn.ModuleList()
         bands, channels = -(-num_bands // 2), width
@@ -151,9 +153,15 @@ class LogMelResNet(nn.Module):
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Return `logits_BC`; without `lengths_B` all clips have all T frames."""
-        x_BCTF = self.standardize(features_BTF)[:, None].contiguous(memory_format=torch.channels_last)
+        x_BCTF = self.standardize(features_BTF)[:, None]
         own = _own_frames(lengths_B, x_BCTF)
-        x_BCTF = self.norm(self.stem(x_BCTF if own is None else x_BCTF * own)).relu()
+        if own is not None:
+            x_BCTF = x_BCTF * own
+        total_BCTF = x_BCTF.sum(2, keepdim=True)
+        mean_BCTF = total_BCTF / (x_BCTF.shape[2] if own is None else own.sum(2, keepdim=True))
+        varying_BCTF = x_BCTF - (mean_BCTF if own is None else mean_BCTF * own)
+        x_BCTF = torch.cat([x_BCTF, varying_BCTF], 1).contiguous(memory_format=torch.channels_last)
+        x_BCTF = self.norm(self.stem(x_BCTF)).relu()
         lengths_B = None if lengths_B is None else (lengths_B + 1) // 2
         own = _own_frames(lengths_B, x_BCTF)
         x_BCTF = x_BCTF if own is None else x_BCTF * own
@@ -204,6 +212,18 @@ def _own_frames(lengths_B: Tensor | None, x_BCTF: Tensor) -> Tensor | None:
         return None
     own_BT = torch.arange(x_BCTF.shape[2], device=x_BCTF.device) < lengths_B[:, None]
     return own_BT[:, None, :, None].to(x_BCTF.dtype)
+
+
+class Ensemble(nn.Module):
+    """Networks of one kind that answer together: by the mean of their logits."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(networks)
+
+    def forward(self, features: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Return `logits_BC`."""
+        return torch.stack([network(features, lengths_B) for network in self.members]).mean(0)
 
 
 def build(config: ModelConfig, num_features: int, num_classes: int) -> nn.Module:

@@ -1,7 +1,7 @@
 """What a run leaves behind, in its folder and on the terminal.
 
 RUN/run.json               what was asked for; the run's identity
-RUN/checkpoints/           Ray Train's, the last and the best
+RUN/checkpoints/           Ray Train's, the last and the best; with several members under member-K/
 RUN/model/                 the bundle
 RUN/fold-K/                with `--fold all`: a run for each fold
 RUN/predictions.parquet    one row per tested clip
@@ -144,7 +144,7 @@ def show_epoch(epoch: dict[str, Any], epochs: int) -> None:
     """Print one line for an epoch that ended."""
     if "epoch" not in epoch:
         return
-    fold = f"fold {epoch['fold']}  " if "fold" in epoch else ""
+    fold = "".join(f"{name} {epoch[name]}  " for name in ("fold", "member") if name in epoch)
     workers = f"{epoch['num_workers']} workers on {epoch['nodes']} nodes  " if epoch.get("nodes", 1) > 1 else ""
     left = timedelta(seconds=round((epochs - epoch["epoch"]) * epoch["seconds"]))
     say(

@@ -222,7 +222,7 @@ def fit(
     checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
     tensors, _ = _read_checkpoint(checkpoint)
     weights = part(tensors, "averaged." if config.ema else "network.")
-    network = build(model, weights["standardize.mean_F"].numel(), len(labels.names))
+    network = build(model, task.features.num_features, len(labels.names))
     network.load_state_dict(weights)
     return Fitted(network.eval(), history, kept["epoch"], history[-1]["num_workers"])
 

@@ -65,6 +65,28 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
     )
 
 
+def test_several_members_are_validated_on_other_speakers_and_answer_together(made_store, tmp_path):
+    wish = todo(members=2, corpus=("ravdess", "crema_d"))
+    scores = experiment.run(made_store, wish, str(tmp_path / "run"), "")
+    assert len(scores["best_epochs"]) == 2 and "2 networks" in scores["description"]
+    with open(tmp_path / "run" / "history.csv") as stream:
+        assert [(row["member"], row["epoch"]) for row in csv.DictReader(stream)] == [("0", "1"), ("1", "1")]
+    model = bundle.load(str(tmp_path / "run"))
+    assert len(model.network.members) == 2
+    rows, chosen = experiment.choose_rows(made_store, wish)
+    from ser_ray.splits import split
+
+    plans = [split(rows, model.labels, SplitConfig(), part) for part in range(2)]
+    assert set(plans[0].test) == set(plans[1].test) and not set(plans[0].validation) & set(plans[1].validation)
+    table = experiment.predict_rows(model, made_store, chosen[plans[0].test])
+    before = pq.read_table(tmp_path / "run" / "predictions.parquet")
+    np.testing.assert_allclose(
+        np.stack(table["probabilities"].to_pylist()), np.stack(before["probabilities"].to_pylist()), 1e-6
+    )
+    with pytest.raises(UserError, match="--members must be 1 to 5, got 6"):
+        todo(members=6)
+
+
 @pytest.mark.parametrize("workers", ["1", "2", "3"])
 def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
     _, scores = finished  # by one worker

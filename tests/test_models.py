@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ser_ray.errors import UserError
-from ser_ray.models import Cnn1d, ModelConfig, build
+from ser_ray.models import Cnn1d, Ensemble, ModelConfig, build
 
 
 def test_cnn1d_is_the_recipe():
@@ -45,6 +45,27 @@ def test_a_clips_logits_do_not_depend_on_the_padding_beside_it(pooling):
     together = network(clips, lengths)
     alone = torch.cat([network(clips[i : i + 1, :n]) for i, n in enumerate(lengths.tolist())])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_what_is_the_same_in_all_of_a_clip_is_missing_from_the_second_channel():
+    torch.manual_seed(0)
+    network = build(ModelConfig(width=4), 16, 4).eval()
+    heard = []
+    network.stem.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    clips, colour = torch.randn(2, 40, 16), 3 * torch.randn(16)
+    for clip in (clips, clips + colour):
+        network(clip, torch.tensor([40, 25]))
+    assert not torch.allclose(heard[0][:, 0], heard[1][:, 0], atol=1)
+    assert torch.allclose(heard[0][:, 1], heard[1][:, 1], atol=1e-5)
+    assert (heard[0][1, :, 25:] == 0).all()  # beyond the clip's own frames
+
+
+def test_an_ensemble_answers_by_the_mean_of_its_members():
+    torch.manual_seed(0)
+    members = [build(ModelConfig(width=4), 16, 4).eval() for _ in range(3)]
+    clips, lengths = torch.randn(2, 40, 16), torch.tensor([40, 25])
+    expected = sum(member(clips, lengths) for member in members) / 3
+    assert torch.allclose(Ensemble(members)(clips, lengths), expected, atol=1e-6)
 
 
 def test_narrow_networks_train():

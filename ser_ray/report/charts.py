@@ -96,21 +96,31 @@ def confusion(figure: Figure, matrix: Sequence[Sequence[int]], labels: Sequence[
 
 @picture(4.2, 3.2)
 def learning_curves(
-    figure: Figure, history: Sequence[Mapping], columns: Mapping[str, str], ylabel: str, best: int | None
+    figure: Figure, history: Sequence[Mapping], columns: Mapping[str, str], ylabel: str, best: Sequence[int]
 ) -> str:
-    """Draw two columns of the history, `{column: what it is called}`, the kept epoch, and lowered learning rates."""
+    """Draw two columns of the history, `{column: what it is called}`, the kept epoch, and lowered learning rates.
+
+    Of several members each has its own lines.
+    """
     axes = figure.subplots()
+    members = list(dict.fromkeys(row.get("member") for row in history))
+    for member in members:
+        rows = [row for row in history if row.get("member") == member]
+        steps = [row["epoch"] for row in rows]
+        for (column, name), color, line in zip(columns.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
+            values = [np.nan if row.get(column) is None else row[column] for row in rows]
+            label, size = name if member == members[0] else None, 3 if len(members) == 1 else 0
+            axes.plot(steps, values, line, color=color, label=label, marker="o", markersize=size)
+    history = [row for row in history if row.get("member") == members[0]]
     epochs = [row["epoch"] for row in history]
-    for (column, name), color, line in zip(columns.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
-        values = [np.nan if row.get(column) is None else row[column] for row in history]
-        axes.plot(epochs, values, line, color=color, label=name, marker="o", markersize=3)
     rates = [row.get("learning_rate") for row in history]
     lowered = [epochs[i] for i in range(1, len(rates)) if rates[i] != rates[i - 1]]
     for epoch in lowered if len(lowered) < len(rates) / 2 else ():  # not where it changes all the time
         label = "learning rate lowered" if epoch == lowered[0] else None
         axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":", label=label)
-    if best is not None:
-        axes.axvline(best, color=GREEN, linewidth=1.2, linestyle="-.", label="kept epoch")
+    for epoch in best:
+        label = "kept epoch" if epoch == best[0] else None
+        axes.axvline(epoch, color=GREEN, linewidth=1.2, linestyle="-.", label=label)
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()

@@ -38,11 +38,11 @@ def run_page(
     Args:
         title: Name of the run.
         metrics: What `metrics.score` or `metrics.pool` gives, and what is known of `protocol description fold leaks
-            excluded config versions timing notes temperature best_epoch`: `description` is the protocol in words,
+            excluded config versions timing notes temperature best_epochs`: `description` is the protocol in words,
             `notes` are what a reader must know before the scores, such as that the speech is made.
         predictions: One row per tested clip; with a column `path`, the sounds of the clips are looked up.
         history: One row per epoch: `epoch train_loss validation_loss validation_accuracy validation_uar
-            learning_rate`; empty where nothing was trained.
+            learning_rate`, and `member` of several; empty where nothing was trained.
         audit: Rows of the corpus audit table.
         rejects: Rows with `path` and `reason`.
         command: The exact command line that does it again.
@@ -51,7 +51,7 @@ def run_page(
     Returns:
         One HTML document that needs no network.
     """
-    best = metrics.get("best_epoch")
+    best = metrics.get("best_epochs", ())
     pictures = {
         "counts": charts.confusion(metrics["confusion_matrix"], metrics["labels"], False),
         "shares": charts.confusion(metrics["confusion_matrix"], metrics["labels"], True),
