@@ -25,7 +25,7 @@ STRETCH_RATE = 0.8  # speed; below 1 is slower
 PITCH_RATE = 2 ** (-0.7 / 12)  # speed that 0.7 semitones upwards make up for
 SHIFT_SAMPLES = 5000
 N_FFT, HOP_LENGTH = 2048, 512  # of the phase vocoder
-_WINDOW_K = torch.hann_window(N_FFT, dtype=torch.float64)
+_WINDOW_K = torch.hann_window(N_FFT, dtype=torch.float64).float()  # drawn in float32, its edges are per cents off
 _TINY = 1e-18  # below every magnitude that matters; its square is still a normal float32
 _MAX_PERIOD = 4096  # samples; 0.7 semitones are 412 / 429 to 2e-8
 _CUTOFF = (0.913 + 1) / 2  # of the lower Nyquist frequency: the middle of soxr's transition band
@@ -112,14 +112,9 @@ def shift(waveform_BT: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def stft(waveform_BT: torch.Tensor) -> torch.Tensor:
-    """Return the STFT [B, N, F]: frames centred at multiples of `HOP_LENGTH`, with zeros beyond both ends.
-
-    It is computed in float64 and then rounded: the phase vocoder hands on the phase of a bin that is nearly empty for a
-    moment, and in float32 that phase would be noise.
-    """
-    padded_BT = functional.pad(waveform_BT.double(), (N_FFT // 2, N_FFT // 2))
-    window_K = _WINDOW_K.to(waveform_BT.device)
-    return torch.fft.rfft(padded_BT.unfold(-1, N_FFT, HOP_LENGTH) * window_K).to(torch.complex64)
+    """Return the STFT [B, N, F]: frames centred at multiples of `HOP_LENGTH`, with zeros beyond both ends."""
+    padded_BT = functional.pad(waveform_BT, (N_FFT // 2, N_FFT // 2))
+    return torch.fft.rfft(padded_BT.unfold(-1, N_FFT, HOP_LENGTH) * _WINDOW_K.to(waveform_BT.device))
 
 
 def magnitude(spectrum_BNF: torch.Tensor) -> torch.Tensor:
@@ -178,7 +173,7 @@ def _vocoder_plan(n_frames: int, rate: float, device: torch.device) -> tuple[tor
 
 def istft(spectrum_BMF: torch.Tensor, n_samples: int) -> torch.Tensor:
     """Return the waveform of an STFT at `N_FFT` and `HOP_LENGTH`, cut or padded to `n_samples`."""
-    window_K = _WINDOW_K.float().to(spectrum_BMF.device)
+    window_K = _WINDOW_K.to(spectrum_BMF.device)
     spectrum_BMF = spectrum_BMF[:, : -(-(n_samples + N_FFT) // HOP_LENGTH)]
     batch, n_frames, _ = spectrum_BMF.shape
     window_PH = window_K.view(-1, HOP_LENGTH)
