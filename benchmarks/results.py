@@ -44,8 +44,11 @@ temperature look at validation speakers only; test speakers were looked at once.
 
 `cnn1d` is the network of the widely copied notebook on its 162 averaged features, `log_mel_resnet` ours on log-mel
 frames. The settings of `log_mel_resnet` (epochs, width, no squeeze-and-excitation, training within the corpus) were
-chosen by validation UAR on two folds of RAVDESS; those of `cnn1d` are its recipe's. CREMA-D was given 60 epochs
-beforehand, since each has more than twice the clips of one of RAVDESS.
+chosen by validation UAR on two folds of RAVDESS, its second input channel on two of CREMA-D besides; those of `cnn1d`
+are its recipe's. CREMA-D was given 40 epochs and two members beforehand: its epochs have more than twice the clips of
+one of RAVDESS. "× 2" are two members, validated on other speakers each, that answer together.
+
+The run of `log_mel_resnet` on RAVDESS is older than the second input channel: the network it measured had one.
 
 The corpora at hand were all 1,440 speech clips of RAVDESS, the 3,266 clips of 40 of CREMA-D's 91 actors, and 350 of the
 2,800 clips of TESS. A pooled score partly measures which corpus a clip came from, by its recording; read it per corpus.
@@ -152,7 +155,7 @@ def overview(runs: list[dict[str, Any]]) -> str:
         trained = "+".join(run["config"]["corpus"]) or "+".join(sorted(run["per_corpus"]))
         pooled = {"all": run} if len(run["per_corpus"]) > 1 else {}
         for corpus, scores in {**pooled, **run["per_corpus"]}.items():
-            cells = [run["config"]["model"]["model"], name(run), trained, corpus, scores["num_test"]]
+            cells = [model(run), name(run), trained, corpus, scores["num_test"]]
             cells += [percent(scores["uar"]), between(scores["interval"]["uar"]), percent(scores["accuracy"])]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -160,8 +163,8 @@ def overview(runs: list[dict[str, Any]]) -> str:
 
 def section(run: dict[str, Any]) -> str:
     """Return what is to be known of one run."""
-    model, corpora = run["config"]["model"]["model"], "+".join(run["config"]["corpus"]) or "pooled"
-    lines = [f"### {model}, {name(run)}, {corpora}", ""]
+    corpora = "+".join(run["config"]["corpus"]) or "pooled"
+    lines = [f"### {model(run)}, {name(run)}, {corpora}", ""]
     lines += ["```bash", run["command"], "```", ""]
     if "folds" in run:
         mean, std = run["mean"], run["std"]
@@ -187,6 +190,12 @@ def section(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
     lines += ["", f"Versions: {versions}. Training took {run['timing']['train_s'] / 60:.0f} minutes.", ""]
     return "\n".join(lines)
+
+
+def model(run: dict[str, Any]) -> str:
+    """Return the model, and how many of it answer together."""
+    members = run["config"].get("members", 1)  # older runs have one
+    return run["config"]["model"]["model"] + (f" × {members}" if members > 1 else "")
 
 
 def name(run: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ from ser_ray.training import fit
 
 FRAMES = (120, 240)  # shortest and longest clip: 2 to 4 seconds
 SHARD = 250
+SPEAKERS = 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Flags:
 
 
 def make_store(root: str, clips: int) -> Store:
-    """Write a store of clips of noise, all emotions in turn."""
+    """Write a store of clips of noise, all emotions in turn, by twenty speakers."""
     features, draw = FeatureConfig.for_kind("log_mel"), np.random.default_rng(0)
     type_ = feature_type(features)
     store = Store(storage.normalize(root))
@@ -70,12 +71,16 @@ def make_store(root: str, clips: int) -> Store:
         texts = {name: [""] * len(names) for name in METADATA}
         texts |= {"utterance_id": names, "emotion": [EMOTIONS[int(name[-6:]) % len(EMOTIONS)] for name in names]}
         texts |= {"augmentation": ["none"] * len(names), "duration_s": [3.0] * len(names)}
+        texts |= {"corpus": ["noise"] * len(names), "sha256": names}
+        texts |= {"speaker_id": [f"noise_{int(name[-6:]) // len(EMOTIONS) % SPEAKERS}" for name in names]}
         texts |= {"sample_rate": [16_000] * len(names)}
         schema = row_schema(type_)
         arrays = [pa.array(texts[name], schema.field(name).type) for name in METADATA]
         store.write_shard(pa.Table.from_arrays([*arrays, encode(values, type_)], schema=schema), [])
     settings = {"features": vars(features), "augmentations": ["none"], "seed": 0}
-    store.write_info({"format": FORMAT, "fingerprint": fingerprint(settings), **settings, "complete": True})
+    store.write_info(
+        {"format": FORMAT, "fingerprint": fingerprint(settings), **settings, "clips_digest": "", "complete": True}
+    )
     return store
 
 

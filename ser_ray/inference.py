@@ -95,13 +95,16 @@ def moments(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor
 
 
 @torch.inference_mode()
-def predict_logits(network: nn.Module, examples: Examples, batch_size: int = 64) -> Tensor:
-    """Return `logits_NC` of all examples, none dropped; the network is left in evaluation mode."""
+def predict_logits(
+    network: nn.Module, examples: Examples, index_N: Tensor | None = None, batch_size: int = 64
+) -> Tensor:
+    """Return `logits_NC` of some examples, or of all, none dropped; the network is left in evaluation mode."""
     network.eval()
-    by_length_N = examples.offsets.diff().argsort(stable=True)  # clips of like length share a batch
+    index_N = torch.arange(len(examples), device=examples.offsets.device) if index_N is None else index_N
+    by_length_N = examples.offsets.diff()[index_N].argsort(stable=True)  # clips of like length share a batch
     logits = []
-    for index_B in by_length_N.split(batch_size):
-        logits.append(network(*examples.batch(index_B)).float())
+    for place_B in by_length_N.split(batch_size):
+        logits.append(network(*examples.batch(index_N[place_B])).float())
     return torch.cat(logits)[by_length_N.argsort()]
 
 

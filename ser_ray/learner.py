@@ -223,13 +223,19 @@ class Learner:
             else:
                 kept.copy_(new)
 
-    def validate(self, validation: Examples) -> dict[str, float]:
-        """Score the averaged network on rank 0 and tell the others, so that all slow down and stop together."""
-        scores_3 = torch.zeros(3, dtype=torch.float64, device=validation.targets.device)
+    def validate(self, examples: Examples, index_N: Tensor | None = None) -> dict[str, float]:
+        """Score the averaged network on rank 0 and tell the others, so that all slow down and stop together.
+
+        Args:
+            examples: Clips, among them those that validate.
+            index_N: Which they are; None for all.
+        """
+        targets_N = examples.targets if index_N is None else examples.targets[index_N]
+        scores_3 = torch.zeros(3, dtype=torch.float64, device=targets_N.device)
         if self.rank == 0:
-            logits_NC = predict_logits(self.averaged, validation)
-            loss = functional.cross_entropy(logits_NC.double(), validation.targets)
-            scores_3.copy_(torch.stack([loss, *accuracy_and_uar(logits_NC, validation.targets)]))
+            logits_NC = predict_logits(self.averaged, examples, index_N)
+            loss = functional.cross_entropy(logits_NC.double(), targets_N)
+            scores_3.copy_(torch.stack([loss, *accuracy_and_uar(logits_NC, targets_N)]))
         if self.world > 1:
             torch.distributed.broadcast(scores_3, src=0)
         scores = dict(zip(("validation_loss", "validation_accuracy", "validation_uar"), scores_3.tolist(), strict=True))

@@ -237,7 +237,10 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
 
     rows = Examples.from_arrays(ray.get(task.rows))
-    validation = rows.take(torch.from_numpy(task.validation)).to(device)
+    # On the CPU the rows serve where they are, shared with all workers and trials of the node.
+    validation, validation_N = rows, torch.from_numpy(task.validation)
+    if device.type == "cuda":
+        validation, validation_N = rows.take(validation_N).to(device), None
     train_N = None if task.train is None else torch.from_numpy(task.train)
     network = build(task.model, rows.values.shape[1], len(task.labels.names)).to(device)
     network.standardize.set(*(task.statistics or rows.statistics(train_N)))
@@ -270,7 +273,7 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
             batches, num_batches = ((rows, index_B) for index_B in dealt), len(dealt)
         train_loss = learner.train_epoch(epoch, batches, num_batches)
         train_s = time.perf_counter() - started
-        scores = learner.validate(validation)
+        scores = learner.validate(validation, validation_N)
         diverged = not math.isfinite(train_loss + scores["validation_loss"])
         if not diverged:
             history.append(

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.tune
+from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -61,6 +62,7 @@ class TuneConfig:
         max_concurrent: Trials at a time; 0 for as many as there are CPUs or GPUs for.
         workers_per_trial: Training workers of each trial.
         time_budget_s: Seconds after which no more is tried; 0 for no limit.
+        mlflow: Address of an MLflow server that shall have every trial too; empty for none.
     """
 
     num_samples: int = 30
@@ -70,6 +72,7 @@ class TuneConfig:
     max_concurrent: int = 0
     workers_per_trial: int = 1
     time_budget_s: float = 0.0
+    mlflow: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 1), ("inner_folds", 1), ("max_concurrent", 0), ("workers_per_trial", 1)):
@@ -103,15 +106,7 @@ def tune(
         UserError: The search is not possible here, or no trial succeeded.
     """
     refuse_finished(storage.join(run_root, "best"))
-    claim(run_root, {**experiment.identity(store), "space": {k: str(v) for k, v in space.items()}}, command)
-    labels, splits = _inner_splits(store, experiment, config.inner_folds)
-    trials = read_trials(run_root)
-    left = config.num_samples - len(trials)
-    if trials:
-        say(f"{len(trials)} of {config.num_samples} trials have ended already")
-    if left > 0:
-        _search(store, experiment, replace(config, num_samples=left), space, run_root, labels, splits, trials)
-        trials = read_trials(run_root)
+    trials = search(store, experiment, config, space, run_root, command)
     good = [trial for trial in trials if trial["curve"]]
     if not good:
         errors = {trial["error"] for trial in trials}
@@ -125,6 +120,25 @@ def tune(
     storage.write_text(storage.join(run_root, "report.html"), page)
     say(f"Best: validation UAR {best['curve'][-1]:.1%} with {said(best['values'])}")
     return run(store, settle(experiment, best["values"]), storage.join(run_root, "best"), command)
+
+
+def search(
+    store: Store, experiment: Experiment, config: TuneConfig, space: Space, run_root: str, command: str
+) -> list[dict[str, Any]]:
+    """Try settings on validation speakers; arguments are those of `tune`.
+
+    Returns:
+        The trials that ended, those of an earlier part of the search included, as `RUN/trials/*.json` have them.
+    """
+    claim(run_root, {**experiment.identity(store), "space": {k: str(v) for k, v in space.items()}}, command)
+    labels, splits = _inner_splits(store, experiment, config.inner_folds)
+    trials = read_trials(run_root)
+    left = config.num_samples - len(trials)
+    if trials:
+        say(f"{len(trials)} of {config.num_samples} trials have ended already")
+    if left > 0:
+        _run_trials(store, experiment, replace(config, num_samples=left), space, run_root, labels, splits, trials)
+    return read_trials(run_root)
 
 
 def _inner_splits(store: Store, experiment: Experiment, inner_folds: int) -> tuple[LabelSet, list[Split]]:
@@ -147,7 +161,7 @@ def _inner_splits(store: Store, experiment: Experiment, inner_folds: int) -> tup
     return outer.labels, splits
 
 
-def _search(
+def _run_trials(
     store: Store,
     experiment: Experiment,
     config: TuneConfig,
@@ -175,6 +189,7 @@ def _search(
     arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
     arguments |= {"brake": brake}
     trainable = ray.tune.with_parameters(_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
+    loggers = _mlflow_loggers(config.mlflow, run_root)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
     with watch() as screen:
         recorder = Recorder(run_root, screen, config.num_samples + len(ended), ended)
@@ -192,7 +207,7 @@ def _search(
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=ray.tune.RunConfig(
-                storage_path=run_root, name="ray", verbose=0, callbacks=[_ToRecorder(recorder, scheduler)]
+                storage_path=run_root, name="ray", verbose=0, callbacks=[_ToRecorder(recorder, scheduler), *loggers]
             ),
         )
         tuner.fit()
@@ -213,6 +228,22 @@ def _searcher(config: TuneConfig, seed: int, ended: list[dict[str, Any]]) -> Any
         points_to_evaluate=[trial["values"] for trial in known] or None,
         evaluated_rewards=[trial["curve"][-1] for trial in known] or None,
     )
+
+
+def _mlflow_loggers(address: str, run_root: str) -> list[ray.tune.Callback]:
+    """Return what tells an MLflow server of every trial, if there is to be one; its experiment is the run's folder."""
+    if not address:
+        return []
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default a wrong address takes minutes
+    try:
+        import mlflow
+    except ImportError:
+        raise UserError("--mlflow needs MLflow's client: pip install -e '.[mlflow]'") from None
+    try:
+        mlflow.MlflowClient(address).search_experiments(max_results=1)
+    except mlflow.MlflowException as error:
+        raise UserError(f"--mlflow {address}: {str(error).splitlines()[0]}") from None
+    return [MLflowLoggerCallback(address, experiment_name=run_root)]
 
 
 def _tune_domain(domain: Range | tuple[Any, ...]) -> Any:

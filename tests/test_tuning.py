@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import mlflow
 import pyarrow.parquet as pq
 import pytest
+from local_cluster import ROOT, LocalCluster
 
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
@@ -76,7 +78,7 @@ def test_senseless_searches_are_refused(wrong):
 
 @pytest.mark.timeout(600)  # on a cluster of few CPUs it must not wait for ever
 @pytest.mark.usefixtures("local_ray")
-def test_a_search_from_end_to_end(job, made_store, tmp_path):
+def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     Path("space.yaml").write_text(SPACE)
     wish = (
         "--store",
@@ -90,7 +92,9 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path):
         "--max-concurrent",
         "2",
     )
-    code, out, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    address = (tmp_path / "mlflow").as_uri()
+    code, out, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search", "--mlflow", address)
     assert code == 0, err
     assert "trial 3/3" in out and "Best: validation UAR" in out
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
@@ -104,11 +108,19 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path):
     assert table.num_rows == 3 and {"learning_rate", "batch_size", "curve", "status"} <= set(table.column_names)
     assert "Parallel coordinates" in Path("runs/search/report.html").read_text()
     assert list(Path("runs/search/ray").rglob("events.out.tfevents*"))
+    client = mlflow.MlflowClient(address)
+    logged = client.search_runs([client.get_experiment_by_name(str(tmp_path / "runs" / "search")).experiment_id])
+    assert sorted(run.data.params["learning_rate"] for run in logged) == sorted(
+        str(trial["values"]["learning_rate"]) for trial in trials
+    )
+    assert all(run.data.metrics["objective"] > 0 and run.info.status == "FINISHED" for run in logged)
 
     code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search")
     assert code == 2 and "--resume" in err
     code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/other", "--resume")
     assert code == 2 and "no search in" in err
+    code, _, err = job("tune", *wish, "--output", "runs/other", "--mlflow", "http://127.0.0.1:9")
+    assert code == 2 and "--mlflow http://127.0.0.1:9: " in err
     code, _, err = job("train", "--store", made_store.root, "--config", "runs/search/best.json", "--epochs", "1")
     assert code == 0, err
 
@@ -138,6 +150,18 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
     code, out, err = job("tune", *wish, "--num-samples", "2", "--output", "runs/search", "--resume")
     assert code == 0, err
     assert "2 of 2 trials have ended already" in out and "Best: validation UAR 50.0%" in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+@pytest.mark.timeout(300)  # it must not wait for ever for a CPU that a trial of its own holds
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_search_on_few_cores_comes_to_its_end(made_store, tmp_path, cpus):
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
+    with LocalCluster(cpus) as cluster:
+        job = cluster.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "3", "--output", tmp_path / "search")
+        said, _ = job.communicate()
+    assert job.returncode == 0, said
+    assert f"3 trials of up to 1 epochs, {cpus} at a time" in said and "trial 3/3" in said
 
 
 def test_the_page_of_a_search_shows_it():

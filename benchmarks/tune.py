@@ -1,0 +1,226 @@
+"""What a search brings, and what it costs: TPE with early stopping against random search, side by side, and in memory.
+
+    python benchmarks/tune.py --data CORPORA --json tune.json
+
+- A narrow `log_mel_resnet` on the first EmoBox fold of RAVDESS, judged on its validation speakers; the tested ones are
+  never read. Random search trains `--trials` settings to the end. TPE with ASHA may spend as many epochs: wanted is a
+  best validation UAR at least as high, or the same after at most 40 % of the epochs. Each with several seeds.
+- The same trials one after the other and two at a time, one thread each. Wanted: at most 60 % of the time.
+- Memory that rows take, in Ray's object store and in the trials' own processes, with eight trials at a time and with
+  one, on made clips. Wanted: at most 1.5 times as much.
+
+Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from featurize import machine, versions  # the benchmarks beside this one
+from local_cluster import descendants
+from train import make_store
+
+from ser_ray import cli, storage
+from ser_ray.cluster import connect
+from ser_ray.console import say, show_table
+from ser_ray.corpora import discover
+from ser_ray.errors import UserError
+from ser_ray.experiment import Experiment
+from ser_ray.features import FeatureConfig
+from ser_ray.featurize import FeaturizeConfig, featurize
+from ser_ray.frame_augment import FrameAugmentConfig
+from ser_ray.learner import TrainConfig
+from ser_ray.models import ModelConfig
+from ser_ray.search_space import DEFAULTS
+from ser_ray.splits import SplitConfig
+from ser_ray.store import Store
+from ser_ray.tuning import TuneConfig, search
+
+SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if name not in ("width", "depth")}
+SIDE_BY_SIDE = 4  # trials that are timed one after the other and two at a time
+MANY = 8  # trials whose memory is compared with that of one
+FEW_CLIPS = 320  # clips of the store whose memory is taken off: what is left are rows
+SAMPLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        data: Folders, URIs or tables that hold corpora, RAVDESS among them.
+        trials: Settings that random search tries.
+        epochs: Epochs of a trial that is not stopped.
+        seeds: How many searches of each kind.
+        memory_clips: Made clips for the comparison of memory; 0 leaves it out.
+        json: File for the figures; none is written when empty.
+    """
+
+    data: tuple[str, ...] = ()
+    trials: int = 8
+    epochs: int = 12
+    seeds: int = 3
+    memory_clips: int = 6000
+    json: str = ""
+
+
+@contextmanager
+def ray_of(cpus: int) -> Iterator[None]:
+    """Have a Ray of so many CPUs, whatever the machine has."""
+    os.environ["RAY_ADDRESS"] = ""
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    connect()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def experiment_of(flags: Flags, seed: int) -> Experiment:
+    train = TrainConfig.for_model("log_mel_resnet", epochs=flags.epochs, seed=seed, device="cpu")
+    return Experiment(
+        corpus=("ravdess",),
+        split=SplitConfig("emobox"),
+        model=ModelConfig(width=8),
+        train=train,
+        frame_augment=FrameAugmentConfig(),
+    )
+
+
+def compare_searches(store: Store, flags: Flags, folder: str) -> dict[str, Any]:
+    """Search at random and by TPE with ASHA, at equal epochs."""
+    runs = []
+    for seed in range(flags.seeds):
+        todo = experiment_of(flags, seed)
+        budget = flags.trials * flags.epochs
+        wish = TuneConfig(num_samples=flags.trials, search="random", early_stopping=False)
+        drawn = search(store, todo, wish, SPACE, f"{folder}/random-{seed}", "")
+        wish = TuneConfig(num_samples=3 * flags.trials)  # more than the budget allows: the rest does not count
+        sought = search(store, todo, wish, SPACE, f"{folder}/tpe-{seed}", "")
+        best = max(trial["curve"][-1] for trial in drawn if trial["curve"])
+        spent, reached, equal = 0, 0.0, None
+        for trial in sought:
+            spent += len(trial["curve"])
+            if spent > budget:
+                break
+            reached = max([reached, *trial["curve"]])
+            equal = spent if equal is None and reached >= best else equal
+        runs.append(
+            {
+                "seed": seed,
+                "random": best,
+                "TPE + ASHA": reached,
+                "epochs": budget,
+                "as good after": equal,
+            }
+        )
+    return {"searches": runs, "random": _mean(runs, "random"), "tpe": _mean(runs, "TPE + ASHA")}
+
+
+def _mean(runs: list[dict[str, Any]], name: str) -> float:
+    return float(np.mean([run[name] for run in runs]))
+
+
+def time_side_by_side(store: Store, flags: Flags, folder: str) -> dict[str, float]:
+    """Return the seconds that the same trials take one after the other on one core, and two at a time on two."""
+    seconds = {}
+    for cpus in (1, 2):
+        with ray_of(cpus):
+            wish = TuneConfig(num_samples=SIDE_BY_SIDE, search="random", early_stopping=False)
+            started = time.time()
+            search(store, experiment_of(flags, 0), wish, SPACE, f"{folder}/at-{cpus}", "")
+            seconds[f"{cpus} at a time"] = time.time() - started
+    return seconds
+
+
+def measure_rows(store: Store, trials: int, folder: str) -> float:
+    """Return the most memory, MB, that Ray and so many trials at a time take together; shared pages count once."""
+    peak, over = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(SAMPLE_S):
+            peak = max(peak, sum(_pss_mb(pid) for pid in descendants(os.getpid())))
+
+    todo = Experiment(
+        model=ModelConfig(width=4),
+        train=TrainConfig.for_model("log_mel_resnet", epochs=1, device="cpu"),
+    )
+    with ray_of(MANY):
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            wish = TuneConfig(num_samples=trials, search="random", early_stopping=False, max_concurrent=trials)
+            space = {"learning_rate": DEFAULTS["log_mel_resnet"]["learning_rate"]}
+            search(store, todo, wish, space, folder, "")
+        finally:
+            over.set()
+            watcher.join()
+    return peak
+
+
+def _pss_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def compare_memory(flags: Flags, folder: str) -> dict[str, float]:
+    """Return the memory that rows take with one trial and with many, MB."""
+    rows = {}
+    stores = {clips: make_store(f"{folder}/store-{clips}", clips) for clips in (FEW_CLIPS, flags.memory_clips)}
+    for trials in (1, MANY):
+        few, many = (measure_rows(store, trials, f"{folder}/rows-{n}-{trials}") for n, store in stores.items())
+        rows[f"{trials} trials"] = many - few
+    rows["decoded"] = 1000 * stores[flags.memory_clips].decoded_gb()
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    if not flags.data:
+        raise UserError("--data is missing: name the folders that hold your corpora")
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        with ray_of(os.cpu_count() or 1):
+            config = FeaturizeConfig(features=FeatureConfig.for_kind("log_mel"))
+            store = featurize(discover(flags.data), config, f"{folder}/store")
+            figures = compare_searches(store, flags, folder)
+        figures["seconds"] = time_side_by_side(store, flags, folder)
+        one, two = figures["seconds"].values()
+        figures["side_by_side"] = two / one
+        if flags.memory_clips:
+            figures["rows_mb"] = compare_memory(flags, folder)
+            figures["memory_ratio"] = figures["rows_mb"][f"{MANY} trials"] / figures["rows_mb"]["1 trials"]
+    show_table("Best validation UAR at equal epochs", [_said(run) for run in figures["searches"]])
+    say(
+        f"mean of random search {figures['random']:.1%}, of TPE with ASHA {figures['tpe']:.1%}; load before: {load:.1f}"
+    )
+    say(f"two trials at a time take {figures['side_by_side']:.0%} of the time of one after the other")
+    if flags.memory_clips:
+        say(f"rows of {MANY} trials take {figures['memory_ratio']:.2f} times the memory of those of one")
+    if flags.json:
+        facts = {"trials": flags.trials, "epochs": flags.epochs, "load_before": load}
+        storage.write_json(flags.json, {**facts, **figures, "versions": versions(), "machine": machine()})
+        say(f"figures: {flags.json}")
+
+
+def _said(run: dict[str, Any]) -> dict[str, Any]:
+    after = run["as good after"]
+    return {**run, "as good after": "–" if after is None else f"{after} epochs, {after / run['epochs']:.0%}"}
+
+
+if __name__ == "__main__":
+    cli.run(main)
