@@ -99,6 +99,7 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     assert "trial 3/3" in out and "Best: validation UAR" in out
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
     assert len(trials) == 3 and {trial["status"] for trial in trials} <= {"finished", "stopped"}
+    trials.sort(key=lambda trial: trial["ended"])  # of equally good ones the first counts
     best = max(trials, key=lambda trial: trial["curve"][-1])
     flags = json.loads(Path("runs/search/best.json").read_text())
     assert flags == {"model": "cnn1d", "epochs": 3, **best["values"]}
@@ -153,15 +154,15 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-@pytest.mark.timeout(300)  # it must not wait for ever for a CPU that a trial of its own holds
+@pytest.mark.timeout(420)  # it must not wait for ever for a CPU that a trial of its own holds
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_a_search_on_few_cores_comes_to_its_end(made_store, tmp_path, cpus):
     wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
     with LocalCluster(cpus) as cluster:
-        job = cluster.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "3", "--output", tmp_path / "search")
+        job = cluster.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--output", tmp_path / "search")
         said, _ = job.communicate()
     assert job.returncode == 0, said
-    assert f"3 trials of up to 1 epochs, {cpus} at a time" in said and "trial 3/3" in said
+    assert f"2 trials of up to 1 epochs, {cpus} at a time" in said and "trial 2/2" in said
 
 
 def test_the_page_of_a_search_shows_it():
