@@ -141,11 +141,12 @@ def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
         for pid in below:
             kind = "driver_mb" if pid == job.pid else "worker_mb"
             if pid == job.pid or names.get(pid, "").startswith("ray::"):
-                peaks[kind] = max(peaks[kind], _pss_mb(pid))
+                peaks[kind] = max(peaks[kind], pss_mb(pid))
         time.sleep(SAMPLE_S)
 
 
-def _pss_mb(pid: int) -> float:
+def pss_mb(pid: int) -> float:
+    """Return the proportional set size of a process, MB: pages that it shares count by its share."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -21,12 +21,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from featurize import machine, versions  # the benchmarks beside this one
+from featurize_job import pss_mb
 from local_cluster import descendants
 from train import make_store
 
@@ -150,7 +150,7 @@ def measure_rows(store: Store, trials: int, folder: str) -> float:
     def watch() -> None:
         nonlocal peak
         while not over.wait(SAMPLE_S):
-            peak = max(peak, sum(_pss_mb(pid) for pid in descendants(os.getpid())))
+            peak = max(peak, sum(pss_mb(pid) for pid in descendants(os.getpid())))
 
     todo = Experiment(
         model=ModelConfig(width=4),
@@ -167,14 +167,6 @@ def measure_rows(store: Store, trials: int, folder: str) -> float:
             over.set()
             watcher.join()
     return peak
-
-
-def _pss_mb(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def compare_memory(flags: Flags, folder: str) -> dict[str, float]:
