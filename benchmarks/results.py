@@ -40,7 +40,8 @@ Written by `benchmarks/results.py` from the `metrics.json` of the runs below; th
 (`CORPORA` is the folder of the corpora). UAR is the mean recall over emotions, in percent; chance is 12.5 for eight
 emotions and 16.7 for CREMA-D's six. Intervals are 95 % bootstrap intervals that draw speakers, so they say how far the
 score would move with other people (with two speakers, as in TESS, they say little). Early stopping, learning rate and
-temperature look at validation speakers only; test speakers were looked at once.
+temperature look at validation speakers only; test speakers were looked at once, those of CREMA-D twice: an earlier
+network, without the second input channel, was tested on them before.
 
 `cnn1d` is the network of the widely copied notebook on its 162 averaged features, `log_mel_resnet` ours on log-mel
 frames. The settings of `log_mel_resnet` (epochs, width, no squeeze-and-excitation, training within the corpus) were

@@ -38,7 +38,6 @@ from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 from ser_ray.features import FeatureConfig
 from ser_ray.featurize import FeaturizeConfig, featurize
-from ser_ray.frame_augment import FrameAugmentConfig
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
 from ser_ray.search_space import DEFAULTS
@@ -93,7 +92,6 @@ def experiment_of(flags: Flags, seed: int) -> Experiment:
         split=SplitConfig("emobox"),
         model=ModelConfig(width=8),
         train=train,
-        frame_augment=FrameAugmentConfig(),
     )
 
 

@@ -97,6 +97,8 @@ def run(
     claim(run_root, experiment.identity(store), command)
     started = time.perf_counter()
     plans = [split(rows, parse_labels(experiment.labels), experiment.split, k) for k in range(experiment.members)]
+    if len({plan.validation.tobytes() for plan in plans}) < len(plans):
+        raise UserError(f"--members {len(plans)}: too few speakers to validate each on others; give fewer --members")
     leaks = [check(rows, plan, experiment.split.protocol) for plan in plans]
     for plan in plans:
         _refuse_untrained(rows, plan)

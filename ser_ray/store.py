@@ -28,7 +28,7 @@ from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.utterance import REJECT_SCHEMA, UTTERANCE_SCHEMA, Reject, Utterance, from_table, to_table
 
-FORMAT = 1
+FORMAT = 2  # of the files, and of what the kernel computes: rows of another one never mix with these
 METADATA = (
     *("utterance_id", "corpus", "speaker_id", "gender", "emotion", "intensity", "sentence_id", "channel"),
     *("path", "sha256", "duration_s", "sample_rate", "augmentation"),

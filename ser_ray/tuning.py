@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.tune
-from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -130,6 +129,7 @@ def search(
     Returns:
         The trials that ended, those of an earlier part of the search included, as `RUN/trials/*.json` have them.
     """
+    loggers = _mlflow_loggers(config.mlflow, run_root)  # a wrong address shall leave no trace
     claim(run_root, {**experiment.identity(store), "space": {k: str(v) for k, v in space.items()}}, command)
     labels, splits = _inner_splits(store, experiment, config.inner_folds)
     trials = read_trials(run_root)
@@ -137,7 +137,8 @@ def search(
     if trials:
         say(f"{len(trials)} of {config.num_samples} trials have ended already")
     if left > 0:
-        _run_trials(store, experiment, replace(config, num_samples=left), space, run_root, labels, splits, trials)
+        wish = replace(config, num_samples=left)
+        _run_trials(store, experiment, wish, space, run_root, labels, splits, trials, loggers)
     return read_trials(run_root)
 
 
@@ -170,6 +171,7 @@ def _run_trials(
     labels: LabelSet,
     splits: list[Split],
     ended: list[dict[str, Any]],
+    loggers: list[ray.tune.Callback],
 ) -> None:
     """Run trials; each leaves a file."""
     wish = replace(experiment.train, num_workers=str(config.workers_per_trial))
@@ -189,7 +191,6 @@ def _run_trials(
     arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
     arguments |= {"brake": brake}
     trainable = ray.tune.with_parameters(_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
-    loggers = _mlflow_loggers(config.mlflow, run_root)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
     with watch() as screen:
         recorder = Recorder(run_root, screen, config.num_samples + len(ended), ended)
@@ -237,6 +238,7 @@ def _mlflow_loggers(address: str, run_root: str) -> list[ray.tune.Callback]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default a wrong address takes minutes
     try:
         import mlflow
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
     except ImportError:
         raise UserError("--mlflow needs MLflow's client: pip install -e '.[mlflow]'") from None
     try:

@@ -83,6 +83,8 @@ def test_several_members_are_validated_on_other_speakers_and_answer_together(mad
     np.testing.assert_allclose(
         np.stack(table["probabilities"].to_pylist()), np.stack(before["probabilities"].to_pylist()), 1e-6
     )
+    with pytest.raises(UserError, match="--members 4: too few speakers"):  # three of four do not test
+        experiment.run(made_store, todo(members=4, corpus=("savee",)), str(tmp_path / "few"), "")
     with pytest.raises(UserError, match="--members must be 1 to 5, got 6"):
         todo(members=6)
 
