@@ -9,7 +9,7 @@
 - Memory that rows take, in Ray's object store and in the trials' own processes, with eight trials at a time and with
   one, on made clips. Wanted: at most 1.5 times as much.
 
-Nothing else should run on the machine.
+Nothing else should run on the machine. Each part can be left out, and run by itself another time.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ from ser_ray.features import FeatureConfig
 from ser_ray.featurize import FeaturizeConfig, featurize
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
-from ser_ray.search_space import DEFAULTS
+from ser_ray.search_space import DEFAULTS, TuneConfig
 from ser_ray.splits import SplitConfig
 from ser_ray.store import Store
-from ser_ray.tuning import TuneConfig, search
+from ser_ray.tuning import search
 
 SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if name not in ("width", "depth")}
-SIDE_BY_SIDE = 4  # trials that are timed one after the other and two at a time
 MANY = 8  # trials whose memory is compared with that of one
 FEW_CLIPS = 320  # clips of the store whose memory is taken off: what is left are rows
 SAMPLE_S = 0.5
@@ -60,7 +59,8 @@ class Flags:
         data: Folders, URIs or tables that hold corpora, RAVDESS among them.
         trials: Settings that random search tries.
         epochs: Epochs of a trial that is not stopped.
-        seeds: How many searches of each kind.
+        seeds: How many searches of each kind; 0 leaves them out.
+        timed: Trials that are timed one after the other and two at a time; 0 leaves it out.
         memory_clips: Made clips for the comparison of memory; 0 leaves it out.
         json: File for the figures; none is written when empty.
     """
@@ -69,6 +69,7 @@ class Flags:
     trials: int = 8
     epochs: int = 12
     seeds: int = 3
+    timed: int = 4
     memory_clips: int = 6000
     json: str = ""
 
@@ -134,7 +135,7 @@ def time_side_by_side(store: Store, flags: Flags, folder: str) -> dict[str, floa
     seconds = {}
     for cpus in (1, 2):
         with ray_of(cpus):
-            wish = TuneConfig(num_samples=SIDE_BY_SIDE, search="random", early_stopping=False)
+            wish = TuneConfig(num_samples=flags.timed, search="random", early_stopping=False)
             started = time.time()
             search(store, experiment_of(flags, 0), wish, SPACE, f"{folder}/at-{cpus}", "")
             seconds[f"{cpus} at a time"] = time.time() - started
@@ -187,20 +188,22 @@ def main(argv: list[str]) -> None:
         with ray_of(os.cpu_count() or 1):
             config = FeaturizeConfig(features=FeatureConfig.for_kind("log_mel"))
             store = featurize(discover(flags.data), config, f"{folder}/store")
-            figures = compare_searches(store, flags, folder)
-        figures["seconds"] = time_side_by_side(store, flags, folder)
-        one, two = figures["seconds"].values()
-        figures["side_by_side"] = two / one
+            figures = compare_searches(store, flags, folder) if flags.seeds else {}
+        if flags.timed:
+            figures["seconds"] = time_side_by_side(store, flags, folder)
+            one, two = figures["seconds"].values()
+            figures["side_by_side"] = two / one
         if flags.memory_clips:
             figures["rows_mb"] = compare_memory(flags, folder)
             figures["memory_ratio"] = figures["rows_mb"][f"{MANY} trials"] / figures["rows_mb"]["1 trials"]
-    show_table("Best validation UAR at equal epochs", [_said(run) for run in figures["searches"]])
-    say(
-        f"mean of random search {figures['random']:.1%}, of TPE with ASHA {figures['tpe']:.1%}; load before: {load:.1f}"
-    )
-    say(f"two trials at a time take {figures['side_by_side']:.0%} of the time of one after the other")
+    if flags.seeds:
+        show_table("Best validation UAR at equal epochs", [_said(run) for run in figures["searches"]])
+        say(f"mean of random search {figures['random']:.1%}, of TPE with ASHA {figures['tpe']:.1%}")
+    if flags.timed:
+        say(f"two trials at a time take {figures['side_by_side']:.0%} of the time of one after the other")
     if flags.memory_clips:
         say(f"rows of {MANY} trials take {figures['memory_ratio']:.2f} times the memory of those of one")
+    say(f"load before: {load:.1f}")
     if flags.json:
         facts = {"trials": flags.trials, "epochs": flags.epochs, "load_before": load}
         storage.write_json(flags.json, {**facts, **figures, "versions": versions(), "machine": machine()})

@@ -19,8 +19,8 @@ from ser_ray.console import say
 from ser_ray.errors import UserError
 from ser_ray.flags import open_store, parse_experiment
 from ser_ray.results import fresh_root, show_scores
-from ser_ray.search_space import read_space
-from ser_ray.tuning import TuneConfig, tune
+from ser_ray.search_space import TuneConfig, read_space
+from ser_ray.tuning import tune
 
 
 @dataclass(frozen=True)

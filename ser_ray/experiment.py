@@ -28,7 +28,6 @@ from ser_ray.splits import Split, SplitConfig, check, split
 from ser_ray.store import Store
 from ser_ray.training import fit
 
-MAX_MEMBERS = 5  # a fifth of the speakers validates
 _PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]
 
 
@@ -39,7 +38,8 @@ class Experiment:
     Attributes:
         corpus: Corpora to use; empty for all in the store.
         labels: Classes: `all`, `six` (those of CREMA-D), emotions by name, and merges such as `calm=neutral`.
-        members: Networks to train, each validated on other speakers than the rest; they answer together, by their mean.
+        members: Networks to train; they answer together, by their mean. The first is validated; the others, each with a
+            seed of its own, learn from its validation speakers too, to the last epoch.
     """
 
     corpus: tuple[str, ...] = ()
@@ -52,13 +52,15 @@ class Experiment:
 
     def __post_init__(self) -> None:
         parse_labels(self.labels)
-        if not 1 <= self.members <= MAX_MEMBERS:
-            raise UserError(f"--members must be 1 to {MAX_MEMBERS}, got {self.members}")
+        if self.members < 1:
+            raise UserError(f"--members must be 1 or more, got {self.members}")
+        if self.members > 1 and self.train.schedule == "plateau":
+            raise UserError(f"--members {self.members}: only the first is validated, so it takes --schedule one-cycle")
 
     def identity(self, store: Store) -> dict[str, Any]:
-        """Return what makes two runs the same; where and on how many workers it runs does not matter."""
+        """Return what makes two runs the same; where, on how many workers and how compiled does not matter."""
         config = asdict(self)
-        for name in ("num_workers", "device"):
+        for name in ("num_workers", "device", "compile"):
             del config["train"][name]
         info = store.info()
         return {"store": info["fingerprint"], "clips_digest": info["clips_digest"], **config}
@@ -96,32 +98,37 @@ def run(
     rows, chosen = choose_rows(store, experiment)
     claim(run_root, experiment.identity(store), command)
     started = time.perf_counter()
-    plans = [split(rows, parse_labels(experiment.labels), experiment.split, k) for k in range(experiment.members)]
-    if len({plan.validation.tobytes() for plan in plans}) < len(plans):
-        raise UserError(f"--members {len(plans)}: too few speakers to validate each on others; give fewer --members")
-    leaks = [check(rows, plan, experiment.split.protocol) for plan in plans]
-    for plan in plans:
-        _refuse_untrained(rows, plan)
-    parts, labels = plans[0], plans[0].labels
-    several = f" {len(plans)} networks, validated on other speakers each, answer together." if len(plans) > 1 else ""
-    description = parts.description + several
+    parts = split(rows, parse_labels(experiment.labels), experiment.split)
+    labels, leaks = parts.labels, check(rows, parts, experiment.split.protocol)
+    _refuse_untrained(rows, parts)
+    several = experiment.members > 1
+    description = parts.description
+    if several:
+        description += (
+            f" {experiment.members} networks answer together; only the first, which gives the scores on validation "
+            "speakers, was not trained on these."
+        )
     say(description)
     show_table("Rows", _count_rows(rows, parts))
 
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
+    train, validation = chosen[parts.train], chosen[parts.validation]
     fitted = []
-    for k, plan in enumerate(plans):
-        in_store = replace(plan, train=chosen[plan.train], validation=chosen[plan.validation])
-        name = {"member": k} if several else {}
-        configs = experiment.model, experiment.train, experiment.frame_augment
+    for k in range(experiment.members):
+        in_store = replace(parts, train=train, validation=validation)
+        if k:
+            in_store = replace(parts, train=np.union1d(train, validation), validation=validation[:0])
+        config = replace(experiment.train, seed=experiment.train.seed + k)
+        configs = experiment.model, config, experiment.frame_augment
         root = storage.join(run_root, f"member-{k}") if several else run_root
-        fitted.append(fit(store, in_store, labels, *configs, root, partial(_named, show, name), share))
+        tell = partial(_named, show, {"member": k} if several else {})
+        fitted.append(fit(store, in_store, labels, *configs, root, tell, share))
     train_s = time.perf_counter() - started
     networks = [one.network for one in fitted]
     network = Ensemble(networks) if several else networks[0]
     bundle = Bundle(network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
     bundle.heard_speakers = tuple(sorted(_speakers(rows, parts.train) | _speakers(rows, parts.validation)))
-    bundle.temperature = _fit_temperature(store, networks, [chosen[plan.validation] for plan in plans], labels)
+    bundle.temperature = _fit_temperature(store, networks[0], validation, labels)
     predictions = predict_rows(bundle, store, chosen[parts.test])
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
     scores = {
@@ -130,9 +137,9 @@ def run(
         "fold": experiment.split.fold,
         "description": description,
         "notes": [MADE_SPEECH] if made_speech else [],
-        "leaks": leaks[0],
+        "leaks": leaks,
         "excluded": parts.excluded,
-        "best_epochs": [one.best_epoch for one in fitted],
+        "best_epoch": fitted[0].best_epoch,
         "temperature": bundle.temperature,
         "config": experiment.identity(store),
         "command": command,
@@ -174,6 +181,30 @@ def choose_rows(store: Store, experiment: Experiment) -> tuple[pa.Table, np.ndar
     return rows.filter(keep), np.flatnonzero(keep.to_numpy())
 
 
+def inner_splits(store: Store, experiment: Experiment, inner_folds: int) -> tuple[LabelSet, list[Split]]:
+    """Choose rows for settings to be judged on, without those that are tested.
+
+    Returns:
+        The labels, and what trains and validates in each of the inner folds, as indices in the store.
+    """
+    rows, chosen = choose_rows(store, experiment)
+    outer = split(rows, parse_labels(experiment.labels), experiment.split)
+    say(outer.description)
+    if inner_folds == 1:
+        return outer.labels, [
+            replace(outer, **{part: chosen[getattr(outer, part)] for part in ("train", "validation")})
+        ]
+    tested = set(rows["speaker_id"].take(outer.test).to_pylist())
+    others = np.array([speaker not in tested for speaker in rows["speaker_id"].to_pylist()])
+    rows, chosen = rows.filter(pa.array(others)), chosen[others]
+    splits = []
+    for fold in range(inner_folds):
+        inner = split(rows, outer.labels, SplitConfig(fold=fold, num_folds=inner_folds, seed=experiment.split.seed))
+        train = chosen[np.union1d(inner.train, inner.validation)]
+        splits.append(replace(inner, train=train, validation=chosen[inner.test]))
+    return outer.labels, splits
+
+
 def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray) -> pa.Table:
     """Predict rows of a store.
 
@@ -201,17 +232,10 @@ def _named(show: Callable[[dict[str, Any]], None], name: dict[str, int], epoch: 
     show(name | epoch)
 
 
-def _fit_temperature(store: Store, networks: list[nn.Module], validations: list[np.ndarray], labels: LabelSet) -> float:
-    """Fit one temperature to what each network says of its own validation rows: the others were trained on them.
-
-    Of the mean of several networks, which are less sure together, it is a little too high.
-    """
-    logits, targets = [], []
-    for network, indices in zip(networks, validations, strict=True):
-        examples = Examples.from_rows(store.rows(COLUMNS).take(indices), labels)
-        logits.append(predict_logits(network, examples).numpy())
-        targets.append(examples.targets.numpy())
-    return metrics.fit_temperature(np.concatenate(logits), np.concatenate(targets))
+def _fit_temperature(store: Store, network: nn.Module, validation: np.ndarray, labels: LabelSet) -> float:
+    """Fit the temperature to what a network says of its validation rows; members that were trained on them take it."""
+    examples = Examples.from_rows(store.rows(COLUMNS).take(validation), labels)
+    return metrics.fit_temperature(predict_logits(network, examples).numpy(), examples.targets.numpy())
 
 
 def _refuse_untrained(rows: pa.Table, parts: Split) -> None:

@@ -147,10 +147,15 @@ def show_epoch(epoch: dict[str, Any], epochs: int) -> None:
     fold = "".join(f"{name} {epoch[name]}  " for name in ("fold", "member") if name in epoch)
     workers = f"{epoch['num_workers']} workers on {epoch['nodes']} nodes  " if epoch.get("nodes", 1) > 1 else ""
     left = timedelta(seconds=round((epochs - epoch["epoch"]) * epoch["seconds"]))
+    validation = ""
+    if "validation_loss" in epoch:
+        validation = (
+            f"validation: loss {epoch['validation_loss']:.3f}, accuracy {epoch['validation_accuracy']:.1%}, "
+            f"UAR {epoch['validation_uar']:.1%}  "
+        )
     say(
-        f"{fold}epoch {epoch['epoch']:3}/{epochs}  loss {epoch['train_loss']:.3f}  validation: "
-        f"loss {epoch['validation_loss']:.3f}, accuracy {epoch['validation_accuracy']:.1%}, "
-        f"UAR {epoch['validation_uar']:.1%}  {workers}{epoch['clips_per_s']:.0f} clips/s  at most {left} left"
+        f"{fold}epoch {epoch['epoch']:3}/{epochs}  loss {epoch['train_loss']:.3f}  {validation}"
+        f"{workers}{epoch['clips_per_s']:.0f} clips/s  at most {left} left"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a search may change: ranges and choices for the flags of training, network and augmentation."""
+"""How to search, and what to change: ranges and choices for the flags of training, network and augmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,42 @@ from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 
 PARTS = ("train", "model", "frame_augment")  # of an experiment, whose fields may be searched
-FIXED = ("model", "epochs", "monitor", "num_workers", "device", "memory_gb", "seed")
+FIXED = ("model", "epochs", "monitor", "num_workers", "device", "precision", "compile", "memory_gb", "seed")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How to search.
+
+    Attributes:
+        num_samples: How many settings to try.
+        search: `tpe`, Optuna's tree-structured Parzen estimator, or `random`.
+        early_stopping: Stop trials early that do worse than most at the same epoch (ASHA).
+        inner_folds: Folds of the speakers that are not tested over which a trial is judged; 1 takes the validation
+            speakers of the split.
+        max_concurrent: Trials at a time; 0 for as many as there are CPUs or GPUs for.
+        workers_per_trial: Training workers of each trial.
+        time_budget_s: Seconds after which no trial begins, and those that run end with their epoch; 0 for no limit.
+        mlflow: Address of an MLflow server that shall have every trial too; empty for none.
+    """
+
+    num_samples: int = 30
+    search: str = "tpe"
+    early_stopping: bool = True
+    inner_folds: int = 1
+    max_concurrent: int = 0
+    workers_per_trial: int = 1
+    time_budget_s: float = 0.0
+    mlflow: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 1), ("inner_folds", 1), ("max_concurrent", 0), ("workers_per_trial", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
+        if self.search not in ("tpe", "random"):
+            raise UserError(f"--search {self.search}: choose tpe or random")
+        if self.time_budget_s < 0:
+            raise UserError(f"--time-budget-s must be 0 or more, got {self.time_budget_s}")
 
 
 @dataclass(frozen=True)
@@ -125,3 +160,14 @@ def settle(experiment: Experiment, values: dict[str, Any]) -> Experiment:
     if left:
         raise UserError(f"{next(iter(left))} is no flag that can be searched")
     return replace(experiment, **changed)
+
+
+def usual(experiment: Experiment, space: Space) -> dict[str, Any] | None:
+    """Return the settings that an experiment has already; None where a space does not allow them."""
+    values = {}
+    for name, domain in space.items():
+        value = next(getattr(config, name) for part in PARTS if hasattr(config := getattr(experiment, part), name))
+        if not (domain.low <= value <= domain.high if isinstance(domain, Range) else value in domain):
+            return None
+        values[name] = value
+    return values

@@ -129,7 +129,7 @@ def num_folds(rows: pa.Table, config: SplitConfig) -> int:
     return len(_folds(_strata(rows, config.protocol), config))
 
 
-def split(rows: pa.Table, labels: LabelSet, config: SplitConfig, part: int = 0) -> Split:
+def split(rows: pa.Table, labels: LabelSet, config: SplitConfig) -> Split:
     """Choose the rows that train, validate and test.
 
     About a fifth (`notebook`: a tenth) of the units that are not tested validate. Audio that stands under several
@@ -140,7 +140,6 @@ def split(rows: pa.Table, labels: LabelSet, config: SplitConfig, part: int = 0) 
             channel sha256 augmentation`; one per clip and augmentation, `none` being the clip itself.
         labels: The classes of the experiment.
         config: Protocol, fold and seed.
-        part: Which fifth of the units validates, counted from 0; the tested ones stay the same.
 
     Raises:
         UserError: There is no such fold, or nothing is left to train, validate or test on.
@@ -151,7 +150,7 @@ def split(rows: pa.Table, labels: LabelSet, config: SplitConfig, part: int = 0) 
     if config.fold >= len(folds):
         raise UserError(f"there is no fold {config.fold}: {config.protocol} has folds 0 to {len(folds) - 1} here")
     tested = folds[config.fold]
-    validating = _draw_validation(strata, tested, config, part)
+    validating = _draw_validation(strata, tested, config)
 
     unit = _unit_column(rows, rule.unit)
     in_test, in_validation = _is_in(unit, tested), _is_in(unit, validating)
@@ -271,13 +270,10 @@ def _folds(strata: dict[str, tuple[str, str]], config: SplitConfig) -> list[list
     return folds
 
 
-def _draw_validation(
-    strata: dict[str, tuple[str, str]], tested: list[str], config: SplitConfig, part: int
-) -> list[str]:
+def _draw_validation(strata: dict[str, tuple[str, str]], tested: list[str], config: SplitConfig) -> list[str]:
     """Draw about a fifth of the units that are left of each corpus with 3 or more; at least one if two are left.
 
-    So EmoBox validates on 4 of the 20 other actors of RAVDESS and on 1 of the 3 other speakers of SAVEE. Another `part`
-    draws others, until all have been drawn.
+    So EmoBox validates on 4 of the 20 other actors of RAVDESS and on 1 of the 3 other speakers of SAVEE.
     """
     if config.protocol == "emobox":  # corpora that are not tested all train
         corpora = {strata[name][0] for name in tested if name in strata}
@@ -289,13 +285,9 @@ def _draw_validation(
     for group in _by_corpus(strata).values():
         left = [name for name in group if name not in gone]
         if len(group) >= 3 and len(left) >= 2:
-            dealt = _deal(left, strata, parts, salt)
-            drawn += dealt[part % len(dealt)]
+            drawn += _deal(left, strata, parts, salt)[0]
     left = [name for name in strata if name not in gone]
-    if drawn or len(left) < 2:
-        return drawn
-    dealt = _deal(left, strata, parts, salt)
-    return dealt[part % len(dealt)]
+    return drawn if drawn or len(left) < 2 else _deal(left, strata, parts, salt)[0]
 
 
 def _is_in(column: pa.ChunkedArray, values: Iterable[str]) -> np.ndarray:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ from ser_ray.models import ModelConfig, build
 from ser_ray.splits import Split
 from ser_ray.store import Store
 
+CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
 MAX_FAILURES = 3  # how often a lost worker is replaced
 
 
@@ -90,7 +93,7 @@ class Task:
     Attributes:
         rows: The shared rows: those of training and validation, or of validation alone where training is streamed.
         train: Indices of training rows among them; None where they are streamed.
-        validation: Indices of validation rows among them.
+        validation: Indices of validation rows among them; none to train all epochs and keep the last.
         counts: Number of training rows of each class.
         statistics: Mean and standard deviation of the training features; None to compute them from the rows.
         labels: The classes.
@@ -123,7 +126,7 @@ class Fitted:
     Attributes:
         network: The network of the best epoch, on the CPU.
         history: One dict per epoch.
-        best_epoch: The best epoch by `TrainConfig.monitor`, from 1.
+        best_epoch: The best epoch by `TrainConfig.monitor`, from 1; the last where nothing validated.
         num_workers: How many workers trained at the end.
     """
 
@@ -151,7 +154,7 @@ def fit(
 
     Args:
         store: Complete feature store.
-        split: Rows for training and validation.
+        split: Rows for training and validation; without any for validation all epochs are trained and the last kept.
         labels: The classes.
         model: Which network.
         config: How to train.
@@ -164,7 +167,7 @@ def fit(
         should_stop: Asked by the first worker after each epoch whether this shall have been the last.
 
     Raises:
-        UserError: The cluster lacks what was asked for, or the loss became NaN or infinite.
+        UserError: The cluster or this machine lacks what was asked for, or the loss became NaN or infinite.
     """
     info = store.info()
     rows = store.rows(["utterance_id", "augmentation", "emotion"])
@@ -178,6 +181,9 @@ def fit(
         say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
         shared = share_rows(store, np.concatenate([split.train, split.validation]), labels)
     workers = plan_workers(config.num_workers, config.device, share, streaming.CPUS if streamed else 0)
+    compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
+    if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
+        raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
     task = Task(
         rows=shared.rows,
         train=None if streamed else shared.find(split.train),
@@ -207,7 +213,7 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1,
-                checkpoint_score_attribute=config.monitor,
+                checkpoint_score_attribute=config.monitor if len(split.validation) else None,
                 checkpoint_score_order="min" if config.monitor == "validation_loss" else "max",
             ),
         ),
@@ -218,8 +224,10 @@ def fit(
         raise UserError("the loss became NaN or infinite; lower --learning-rate (the last good checkpoint is kept)")
     _, state = _read_checkpoint(result.checkpoint)
     history = state["history"]
-    best = min if config.monitor == "validation_loss" else max
-    checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
+    checkpoint, kept = result.checkpoint, history[-1]
+    if len(split.validation):
+        best = min if config.monitor == "validation_loss" else max
+        checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
     tensors, _ = _read_checkpoint(checkpoint)
     weights = part(tensors, "averaged." if config.ema else "network.")
     network = build(model, task.features.num_features, len(labels.names))
@@ -242,7 +250,7 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     if device.type == "cuda":
         validation, validation_N = rows.take(validation_N).to(device), None
     train_N = None if task.train is None else torch.from_numpy(task.train)
-    network = build(task.model, rows.values.shape[1], len(task.labels.names)).to(device)
+    network = build(task.model, task.features.num_features, len(task.labels.names)).to(device)
     network.standardize.set(*(task.statistics or rows.statistics(train_N)))
     if train_N is not None and device.type == "cuda":
         rows, train_N = rows.to(device), train_N.to(device)
@@ -252,7 +260,12 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
         augment = FrameAugment(task.augment, task.features, network.standardize.mean_F.clone(), config.seed)
         mixup = task.augment.mixup
     counts_C = torch.from_numpy(task.counts)
-    learner = Learner(network, config, counts_C, augment, mixup, rank, world, ray.train.torch.prepare_model)
+
+    def wrap(network: nn.Module) -> nn.Module:
+        network = ray.train.torch.prepare_model(network)
+        return torch.compile(network, dynamic=True) if config.compile else network  # batches differ in size
+
+    learner = Learner(network, config, counts_C, augment, mixup, rank, world, wrap)
     history: list[dict[str, Any]] = []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
@@ -273,8 +286,8 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
             batches, num_batches = ((rows, index_B) for index_B in dealt), len(dealt)
         train_loss = learner.train_epoch(epoch, batches, num_batches)
         train_s = time.perf_counter() - started
-        scores = learner.validate(validation, validation_N)
-        diverged = not math.isfinite(train_loss + scores["validation_loss"])
+        scores = learner.validate(validation, validation_N) if len(task.validation) else {}
+        diverged = not math.isfinite(train_loss + scores.get("validation_loss", 0.0))
         if not diverged:
             history.append(
                 {

@@ -13,9 +13,11 @@ then the best settings are trained once more and tested once.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass, replace
+import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,17 +28,18 @@ import ray
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from ser_ray import report, storage
 from ser_ray.cluster import Brake, count_resources, plan_workers, quiet
 from ser_ray.console import say, watch
-from ser_ray.emotions import LabelSet, parse_labels
+from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment, choose_rows, run
+from ser_ray.experiment import Experiment, inner_splits, run
 from ser_ray.results import claim, refuse_finished
-from ser_ray.search_space import Range, Space, settle
-from ser_ray.splits import Split, SplitConfig, split
+from ser_ray.search_space import Range, Space, TuneConfig, settle, usual
+from ser_ray.splits import Split
 from ser_ray.store import Store
 from ser_ray.training import Shared, fit, share_rows
 from ser_ray.trials import Recorder, read_trials, said
@@ -48,46 +51,12 @@ FIRST_RUNG = 8  # as a part of all epochs
 DRIVER = {"CPU": 0, "memory": 1 << 20}  # a trial's own process waits for its workers; Tune wants it to take something
 
 
-@dataclass(frozen=True)
-class TuneConfig:
-    """How to search.
-
-    Attributes:
-        num_samples: How many settings to try.
-        search: `tpe`, Optuna's tree-structured Parzen estimator, or `random`.
-        early_stopping: Stop trials early that do worse than most at the same epoch (ASHA).
-        inner_folds: Folds of the speakers that are not tested over which a trial is judged; 1 takes the validation
-            speakers of the split.
-        max_concurrent: Trials at a time; 0 for as many as there are CPUs or GPUs for.
-        workers_per_trial: Training workers of each trial.
-        time_budget_s: Seconds after which no more is tried; 0 for no limit.
-        mlflow: Address of an MLflow server that shall have every trial too; empty for none.
-    """
-
-    num_samples: int = 30
-    search: str = "tpe"
-    early_stopping: bool = True
-    inner_folds: int = 1
-    max_concurrent: int = 0
-    workers_per_trial: int = 1
-    time_budget_s: float = 0.0
-    mlflow: str = ""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_samples", 1), ("inner_folds", 1), ("max_concurrent", 0), ("workers_per_trial", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
-        if self.search not in ("tpe", "random"):
-            raise UserError(f"--search {self.search}: choose tpe or random")
-        if self.time_budget_s < 0:
-            raise UserError(f"--time-budget-s must be 0 or more, got {self.time_budget_s}")
-
-
 def tune(
     store: Store, experiment: Experiment, config: TuneConfig, space: Space, run_root: str, command: str
 ) -> dict[str, Any]:
     """Search, then train the best settings once more and test them.
 
+    The first trial has the settings as they are, where the space allows them, so that the search cannot end below.
     A search of the same folder that was cut short goes on; the trials that had ended count.
 
     Args:
@@ -131,7 +100,7 @@ def search(
     """
     loggers = _mlflow_loggers(config.mlflow, run_root)  # a wrong address shall leave no trace
     claim(run_root, {**experiment.identity(store), "space": {k: str(v) for k, v in space.items()}}, command)
-    labels, splits = _inner_splits(store, experiment, config.inner_folds)
+    labels, splits = inner_splits(store, experiment, config.inner_folds)
     trials = read_trials(run_root)
     left = config.num_samples - len(trials)
     if trials:
@@ -140,26 +109,6 @@ def search(
         wish = replace(config, num_samples=left)
         _run_trials(store, experiment, wish, space, run_root, labels, splits, trials, loggers)
     return read_trials(run_root)
-
-
-def _inner_splits(store: Store, experiment: Experiment, inner_folds: int) -> tuple[LabelSet, list[Split]]:
-    """Return the labels and, as indices in the store, the rows that trials train and validate on."""
-    rows, chosen = choose_rows(store, experiment)
-    outer = split(rows, parse_labels(experiment.labels), experiment.split)
-    say(outer.description)
-    if inner_folds == 1:
-        return outer.labels, [
-            replace(outer, **{part: chosen[getattr(outer, part)] for part in ("train", "validation")})
-        ]
-    tested = set(rows["speaker_id"].take(outer.test).to_pylist())
-    others = np.array([speaker not in tested for speaker in rows["speaker_id"].to_pylist()])
-    rows, chosen = rows.filter(pa.array(others)), chosen[others]
-    splits = []
-    for fold in range(inner_folds):
-        inner = split(rows, outer.labels, SplitConfig(fold=fold, num_folds=inner_folds, seed=experiment.split.seed))
-        train = chosen[np.union1d(inner.train, inner.validation)]
-        splits.append(replace(inner, train=train, validation=chosen[inner.test]))
-    return outer.labels, splits
 
 
 def _run_trials(
@@ -189,11 +138,13 @@ def _run_trials(
         rungs = {"grace_period": max(1, epochs // FIRST_RUNG), "reduction_factor": REDUCTION}
         scheduler = _Asha(brake, max_t=epochs + 1, **rungs)  # trials that come so far end by themselves
     arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
-    arguments |= {"brake": brake}
+    arguments["brake"] = brake
     trainable = ray.tune.with_parameters(_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
+    deadline = time.time() + (config.time_budget_s or math.inf)
     with watch() as screen:
         recorder = Recorder(run_root, screen, config.num_samples + len(ended), ended)
+        callback = _ToRecorder(recorder, scheduler, brake, deadline)
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, DRIVER),
             param_space={name: _tune_domain(domain) for name, domain in space.items()},
@@ -202,31 +153,53 @@ def _run_trials(
                 mode="max",
                 num_samples=config.num_samples,
                 scheduler=scheduler,
-                search_alg=_searcher(config, experiment.train.seed + len(ended), ended),
+                search_alg=_searcher(config, experiment, space, ended, concurrent, deadline),
                 max_concurrent_trials=concurrent,
-                time_budget_s=config.time_budget_s or None,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=ray.tune.RunConfig(
-                storage_path=run_root, name="ray", verbose=0, callbacks=[_ToRecorder(recorder, scheduler), *loggers]
-            ),
+            run_config=ray.tune.RunConfig(storage_path=run_root, name="ray", verbose=0, callbacks=[callback, *loggers]),
         )
         tuner.fit()
 
 
-def _searcher(config: TuneConfig, seed: int, ended: list[dict[str, Any]]) -> Any:
+def _searcher(
+    config: TuneConfig,
+    experiment: Experiment,
+    space: Space,
+    ended: list[dict[str, Any]],
+    concurrent: int,
+    deadline: float,
+) -> Any:
+    """Return what draws settings, at least once, until the deadline.
+
+    Tune's own limit of time would kill the trials that run, and what their workers hold would stay held.
+    """
+    seed = experiment.train.seed + len(ended)
+    as_is = usual(experiment, space)
+    first = [as_is] if as_is and not ended else None
     if config.search == "random":
-        return ray.tune.search.BasicVariantGenerator(random_state=seed)
+        # Tune holds all other searchers, but not this one, to its own limit of trials at a time.
+        return _Random(deadline, first, max_concurrent=concurrent, random_state=seed)
     try:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
     except ImportError:
         raise UserError("--search tpe needs Optuna: pip install -e '.[tune]', or --search random") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    class Tpe(OptunaSearch):
+        begun = False
+
+        def suggest(self, trial_id: str) -> Any:
+            if self.begun and time.time() > deadline:
+                return self.FINISHED
+            self.begun = True
+            return super().suggest(trial_id)
+
     known = [trial for trial in ended if trial["curve"]]
-    return OptunaSearch(
+    return Tpe(
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        points_to_evaluate=[trial["values"] for trial in known] or None,
+        points_to_evaluate=[trial["values"] for trial in known] or first,
         evaluated_rewards=[trial["curve"][-1] for trial in known] or None,
     )
 
@@ -265,19 +238,10 @@ def _trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> None
     trial = ray.tune.get_context().get_trial_id()
     folder = storage.join(root, trial)
     for fold, parts in enumerate(arguments["splits"]):
-        configs = todo.model, todo.train, todo.frame_augment
-        fitted = fit(
-            arguments["store"],
-            parts,
-            parts.labels,
-            *configs,
-            storage.join(folder, str(fold)),
-            lambda epoch: None,
-            arguments["share"],
-            shared,
-            [_ToTune(done)],
-            partial(_is_pulled, arguments["brake"], trial),
-        )
+        what = arguments["store"], parts, parts.labels, todo.model, todo.train, todo.frame_augment
+        where = storage.join(folder, str(fold))
+        stop = partial(_is_pulled, arguments["brake"], trial)
+        fitted = fit(*what, where, lambda epoch: None, arguments["share"], shared, [_ToTune(done)], stop)
         if _is_pulled(arguments["brake"], trial):
             return
         done.append(max(epoch["validation_uar"] for epoch in fitted.history))
@@ -285,6 +249,21 @@ def _trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> None
 
 def _is_pulled(brake: ray.actor.ActorHandle, trial: str) -> bool:
     return ray.get(brake.is_pulled.remote(trial))
+
+
+class _Random(BasicVariantGenerator):
+    """Random search that ends at a deadline."""
+
+    def __init__(self, deadline: float, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.deadline, self.begun = deadline, False
+
+    def next_trial(self) -> Any:
+        """Return the next trial, or none."""
+        if self.begun and time.time() > self.deadline:
+            self.set_finished()
+        self.begun = True
+        return super().next_trial()
 
 
 class _ToTune(TuneReportCallback):
@@ -324,8 +303,11 @@ class _Asha(ASHAScheduler):
 class _ToRecorder(ray.tune.Callback):
     """Runs in the driver; tells the recorder what Tune tells it."""
 
-    def __init__(self, recorder: Recorder, scheduler: TrialScheduler) -> None:
-        self.recorder, self.scheduler = recorder, scheduler
+    def __init__(
+        self, recorder: Recorder, scheduler: TrialScheduler, brake: ray.actor.ActorHandle, deadline: float
+    ) -> None:
+        self.recorder, self.scheduler, self.brake, self.deadline = recorder, scheduler, brake, deadline
+        self.late: set[str] = set()
         self.places: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -343,10 +325,13 @@ class _ToRecorder(ray.tune.Callback):
         if OBJECTIVE in result:
             self.places[trial.trial_id] = result[PLACE]
             self.recorder.epoch(trial.trial_id, result["training_iteration"], result[OBJECTIVE])
+            if time.time() > self.deadline and trial.trial_id not in self.late:
+                self.late.add(trial.trial_id)
+                self.brake.pull.remote(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on a trial that ended by itself or was stopped."""
-        stopped = trial.trial_id in getattr(self.scheduler, "stopped", ())
+        stopped = trial.trial_id in self.late or trial.trial_id in getattr(self.scheduler, "stopped", ())
         self._end(trial, "stopped" if stopped else "finished", "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -358,6 +343,6 @@ class _ToRecorder(ray.tune.Callback):
 
     def _end(self, trial: Any, status: str, error: str) -> None:
         if place := self.places.pop(trial.trial_id, ""):
-            # Tune kills trials when their time is up, and nobody else gives back what their workers held.
+            # Where a trial's process died, nobody else gives back what its workers held.
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place))))
         self.recorder.end(trial.trial_id, status, error)

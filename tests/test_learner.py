@@ -199,6 +199,9 @@ def test_training_is_over_when_it_should_be():
     assert best_epoch(losses, "validation_loss") == 2
     scores = history(0.3, 0.5, 0.5, name="validation_uar")
     assert best_epoch(scores, "validation_uar") == 2
+    unvalidated = history(3.0, 2.0, name="train_loss")
+    assert best_epoch(unvalidated, "validation_loss") == 2 and best_epoch([], "validation_loss") == 0
+    assert not is_over(unvalidated * 2, config) and is_over(unvalidated * 3, config)
     assert is_over(scores * 2, TrainConfig(epochs=6, patience=50, monitor="validation_uar"))
 
 

@@ -463,17 +463,3 @@ def test_the_real_ravdess_under_emobox():
         assert values(rows, result.test, "speaker_id") == {f"ravdess_{actor:02d}" for actor in actors}
         sizes.append([len(part) for part in parts(result)])
     assert sizes == [[16 * 60 * 3, 4 * 60, 4 * 60]] * 6
-
-
-def test_other_parts_validate_on_all_other_speakers_and_test_on_the_same():
-    rows = table(ravdess(channels=("speech",)))
-    plans = [split(rows, LabelSet(), SplitConfig("emobox", fold=2), part) for part in range(5)]
-    validating = [values(rows, plan.validation, "speaker_id") for plan in plans]
-    assert [len(speakers) for speakers in validating] == [4] * 5
-    everybody = values(rows, np.arange(rows.num_rows), "speaker_id")
-    assert set.union(*validating) == everybody - values(rows, plans[0].test, "speaker_id")
-    for plan in plans:
-        assert np.array_equal(plan.test, plans[0].test)
-        check(rows, plan, "emobox")
-    few = table(savee())
-    assert len(split(few, LabelSet(), SplitConfig("emobox"), 4).validation)  # three speakers left, parts 3 and 4 again

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import Learner, TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import SplitConfig, split
-from ser_ray.training import fit, stream_rows
+from ser_ray.training import CXX, fit, stream_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -123,3 +124,19 @@ def test_workers_fit_the_cluster():
     ):
         with pytest.raises(UserError, match=reason):
             plan_workers(wish, device)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", CXX)), reason="needs a C++ compiler")
+def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_path):
+    plain = train(made_store, tmp_path / "plain", epochs=2)
+    fast = train(made_store, tmp_path / "fast", epochs=2, compile=True, precision="bf16")
+    for one, other in zip(plain.history, fast.history, strict=True):
+        assert other["train_loss"] != one["train_loss"]
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.05)
+    assert fast.network.state_dict().keys() == plain.network.state_dict().keys()
+
+
+def test_compiling_without_a_compiler_is_refused(made_store, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
+        train(made_store, tmp_path, epochs=1, compile=True)

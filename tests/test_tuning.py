@@ -14,8 +14,7 @@ from ser_ray.frame_augment import FrameAugmentConfig
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
 from ser_ray.report import search_page
-from ser_ray.search_space import DEFAULTS, Range, read_space, settle
-from ser_ray.tuning import TuneConfig
+from ser_ray.search_space import DEFAULTS, Range, TuneConfig, read_space, settle, usual
 
 SPACE = """
 learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}
@@ -62,6 +61,14 @@ def test_a_space_that_makes_no_sense_is_refused(tmp_path, text, says):
     assert "\n" not in str(refused.value)
 
 
+def test_the_settings_as_they_are_lie_in_the_space_or_not():
+    space = {"learning_rate": Range(1e-5, 1.0), "width": (16, 32), "mask_bands": Range(0, 8)}
+    usual_rate = TrainConfig.for_model("log_mel_resnet").learning_rate
+    assert usual(Experiment(), space) == {"learning_rate": usual_rate, "width": 32, "mask_bands": 8}
+    assert usual(Experiment(), space | {"width": (8, 16)}) is None
+    assert usual(Experiment(), space | {"pitch": Range(0.0, 1.0)}) is None
+
+
 def test_settings_go_where_they_belong():
     todo = settle(Experiment(), {"learning_rate": 0.5, "width": 8, "gain": 1.0})
     assert (todo.train.learning_rate, todo.model.width, todo.frame_augment.gain) == (0.5, 8, 1.0)
@@ -79,7 +86,7 @@ def test_senseless_searches_are_refused(wrong):
 @pytest.mark.timeout(600)  # on a cluster of few CPUs it must not wait for ever
 @pytest.mark.usefixtures("local_ray")
 def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
-    Path("space.yaml").write_text(SPACE)
+    Path("space.yaml").write_text(SPACE.replace("16, 32", "32, 64"))  # the usual settings of cnn1d among them
     wish = (
         "--store",
         made_store.root,
@@ -99,6 +106,9 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     assert "trial 3/3" in out and "Best: validation UAR" in out
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
     assert len(trials) == 3 and {trial["status"] for trial in trials} <= {"finished", "stopped"}
+    first = min(trials, key=lambda trial: trial["began"])["values"]
+    as_is = TrainConfig.for_model("cnn1d")
+    assert first == {name: getattr(as_is, name) for name in ("learning_rate", "batch_size", "balance")}
     trials.sort(key=lambda trial: trial["ended"])  # of equally good ones the first counts
     best = max(trials, key=lambda trial: trial["curve"][-1])
     flags = json.loads(Path("runs/search/best.json").read_text())
@@ -153,6 +163,20 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
     assert "2 of 2 trials have ended already" in out and "Best: validation UAR 50.0%" in out
 
 
+@pytest.mark.timeout(420)
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("how", ["random", "tpe"])
+def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store, how):
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "30", "--patience", "30")
+    wish += ("--search", how, "--no-early-stopping")
+    code, _, err = job("tune", *wish, "--num-samples", "50", "--time-budget-s", "0.01", "--output", "runs/search")
+    assert code == 0, err
+    trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
+    assert 1 <= len(trials) <= 4 and {trial["status"] for trial in trials} == {"stopped"}
+    assert all(len(trial["curve"]) < 30 for trial in trials)
+    assert Path("runs/search/best/metrics.json").exists()
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)  # it must not wait for ever for a CPU that a trial of its own holds
 @pytest.mark.parametrize("cpus", [1, 2])
@@ -163,6 +187,9 @@ def test_a_search_on_few_cores_comes_to_its_end(made_store, tmp_path, cpus):
         said, _ = job.communicate()
     assert job.returncode == 0, said
     assert f"2 trials of up to 1 epochs, {cpus} at a time" in said and "trial 2/2" in said
+    trials = [json.loads(path.read_text()) for path in (tmp_path / "search" / "trials").glob("*.json")]
+    began, ended = max(trial["began"] for trial in trials), min(trial["ended"] for trial in trials)
+    assert (began < ended) == (cpus == 2)
 
 
 def test_the_page_of_a_search_shows_it():

@@ -96,7 +96,7 @@ def confusion(figure: Figure, matrix: Sequence[Sequence[int]], labels: Sequence[
 
 @picture(4.2, 3.2)
 def learning_curves(
-    figure: Figure, history: Sequence[Mapping], columns: Mapping[str, str], ylabel: str, best: Sequence[int]
+    figure: Figure, history: Sequence[Mapping], columns: Mapping[str, str], ylabel: str, best: int | None
 ) -> str:
     """Draw two columns of the history, `{column: what it is called}`, the kept epoch, and lowered learning rates.
 
@@ -118,9 +118,8 @@ def learning_curves(
     for epoch in lowered if len(lowered) < len(rates) / 2 else ():  # not where it changes all the time
         label = "learning rate lowered" if epoch == lowered[0] else None
         axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":", label=label)
-    for epoch in best:
-        label = "kept epoch" if epoch == best[0] else None
-        axes.axvline(epoch, color=GREEN, linewidth=1.2, linestyle="-.", label=label)
+    if best:
+        axes.axvline(best, color=GREEN, linewidth=1.2, linestyle="-.", label="best epoch")
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()

@@ -38,7 +38,7 @@ def run_page(
     Args:
         title: Name of the run.
         metrics: What `metrics.score` or `metrics.pool` gives, and what is known of `protocol description fold leaks
-            excluded config versions timing notes temperature best_epochs`: `description` is the protocol in words,
+            excluded config versions timing notes temperature best_epoch`: `description` is the protocol in words,
             `notes` are what a reader must know before the scores, such as that the speech is made.
         predictions: One row per tested clip; with a column `path`, the sounds of the clips are looked up.
         history: One row per epoch: `epoch train_loss validation_loss validation_accuracy validation_uar
@@ -51,7 +51,7 @@ def run_page(
     Returns:
         One HTML document that needs no network.
     """
-    best = metrics.get("best_epochs", ())
+    best = metrics.get("best_epoch")
     pictures = {
         "counts": charts.confusion(metrics["confusion_matrix"], metrics["labels"], False),
         "shares": charts.confusion(metrics["confusion_matrix"], metrics["labels"], True),
