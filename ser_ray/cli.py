@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -88,6 +89,8 @@ def run(job: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    finally:
+        gc.freeze()  # or Python looks through all of torch for garbage once more before it ends, which takes a second
 
 
 def _hints(config: type) -> dict[str, Any]:

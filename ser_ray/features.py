@@ -1,6 +1,6 @@
 """Waveforms to features: the 162 averaged numbers of the common recipe, log-mel spectrograms, or samples.
 
-The filter banks are drawn once by `draw_banks`, which needs librosa, and handed to the `Featurizer` of every worker.
+The filter banks are drawn once by `draw_banks` and handed to the `Featurizer` of every worker.
 
 Shapes: B waveforms, T samples, N frames, K samples of a frame, F frequency bins, M mel bands, C pitch classes,
 V values of a frame.
@@ -102,7 +102,9 @@ class FeatureConfig:
 
 
 def draw_banks(config: FeatureConfig) -> dict[str, np.ndarray]:
-    """Draw the filter banks of a configuration with librosa, to be shared by all workers.
+    """Draw the filter banks of a configuration, to be shared by all workers.
+
+    They are librosa's, which is not imported, since that takes seconds.
 
     Returns:
         `mel` [F, M], and for `summary` also `dct` [M, n_mfcc] and `chroma` [tunings, F, C], with one tuning, or one for
@@ -110,26 +112,63 @@ def draw_banks(config: FeatureConfig) -> dict[str, np.ndarray]:
     """
     if config.kind == "waveform":
         return {}
-    from librosa import filters
-    from scipy.fft import dct
-
-    shape = {"sr": config.sample_rate, "n_fft": config.n_fft}
-    banks = {"mel": filters.mel(n_mels=config.n_mels, **shape).T}
+    banks = {"mel": _mel_bank(config)}
     if config.kind == "summary":
         tunings = _TUNINGS[:-1] if config.chroma_tuning is None else [config.chroma_tuning]
-        banks["dct"] = dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc]
-        banks["chroma"] = np.stack([filters.chroma(tuning=t, n_chroma=N_CHROMA, **shape).T for t in tunings])
+        banks["dct"] = _dct_bank(config.n_mels, config.n_mfcc)
+        banks["chroma"] = np.stack([_chroma_bank(config, tuning) for tuning in tunings])
     return {name: np.ascontiguousarray(bank, dtype=np.float32) for name, bank in banks.items()}
 
 
-def mel_frequencies(n_mels: int, highest_hz: float) -> np.ndarray:
-    """Return the centre of each mel band from 0 Hz up, Hz, on the scale of Slaney's Auditory Toolbox (1998).
+def _mel_bank(config: FeatureConfig) -> np.ndarray:
+    """Return triangles of equal area [F, M], each from the centre of the band below to that of the one above."""
+    edges_E = _mel_edges(config.n_mels, config.sample_rate / 2)
+    bins_F1 = np.fft.rfftfreq(config.n_fft, 1 / config.sample_rate)[:, None]
+    low_M, centre_M, high_M = edges_E[:-2], edges_E[1:-1], edges_E[2:]
+    rising_FM = (bins_F1 - low_M) / (centre_M - low_M)
+    falling_FM = (high_M - bins_F1) / (high_M - centre_M)
+    return np.minimum(rising_FM, falling_FM).clip(min=0) * 2 / (high_M - low_M)
 
-    It is linear below 1000 Hz, at 200 / 3 Hz a mel, and logarithmic above, 27 mels to a factor of 6.4.
+
+def _dct_bank(n_mels: int, n_mfcc: int) -> np.ndarray:
+    """Return the cosines [M, n_mfcc] of the orthonormal DCT-II."""
+    cosine_MK = np.cos(np.pi / n_mels * np.outer(np.arange(n_mels) + 0.5, np.arange(n_mfcc)))
+    return cosine_MK * np.where(np.arange(n_mfcc) == 0, np.sqrt(1 / n_mels), np.sqrt(2 / n_mels))
+
+
+def _chroma_bank(config: FeatureConfig, tuning: float) -> np.ndarray:
+    """Return what each bin adds to each pitch class [F, C], C first (Ellis, Chroma feature analysis, 2007).
+
+    A bin spreads over pitch classes by a Gaussian as wide as the bin, at least a semitone, and of unit norm; bins count
+    less with the distance from the fifth octave, by a Gaussian of two octaves.
+    """
+    octave_hz = 440 / 16 * 2 ** (tuning / N_CHROMA)
+    bins_F = np.fft.rfftfreq(config.n_fft, 1 / config.sample_rate)
+    above_F = np.append(bins_F[1:], (config.n_fft // 2 + 1) * config.sample_rate / config.n_fft)
+    semitone_F, above_F = (N_CHROMA * np.log2(np.maximum(hz, 1e-9) / octave_hz) for hz in (bins_F, above_F))
+    semitone_F[0] = semitone_F[1] - 1.5 * N_CHROMA  # 0 Hz lies in no octave
+    width_F1 = np.maximum(above_F - semitone_F, 1)[:, None]
+    half = N_CHROMA // 2
+    distance_FC = (semitone_F[:, None] - np.arange(N_CHROMA) + half) % N_CHROMA - half
+    weight_FC = np.exp(-0.5 * (2 * distance_FC / width_F1) ** 2)
+    weight_FC /= np.linalg.norm(weight_FC, axis=1, keepdims=True)
+    weight_FC *= np.exp(-0.5 * ((semitone_F / N_CHROMA - 5) / 2) ** 2)[:, None]
+    return np.roll(weight_FC, -3, axis=1)  # octaves are counted from A
+
+
+def mel_frequencies(n_mels: int, highest_hz: float) -> np.ndarray:
+    """Return the centre of each mel band from 0 Hz up, Hz, on the scale of Slaney's Auditory Toolbox (1998)."""
+    return _mel_edges(n_mels, highest_hz)[1:-1]
+
+
+def _mel_edges(n_mels: int, highest_hz: float) -> np.ndarray:
+    """Return the centres of mel bands, and what bounds the first and the last one.
+
+    The scale is linear below 1000 Hz, at 200 / 3 Hz a mel, and logarithmic above, 27 mels to a factor of 6.4.
     """
     highest = 15 + 27 * math.log(highest_hz / 1000, 6.4) if highest_hz > 1000 else highest_hz * 3 / 200
-    mel_M = np.linspace(0, highest, n_mels + 2)[1:-1]
-    return np.where(mel_M < 15, mel_M * 200 / 3, 1000 * 6.4 ** ((mel_M - 15) / 27))
+    mel_E = np.linspace(0, highest, n_mels + 2)
+    return np.where(mel_E < 15, mel_E * 200 / 3, 1000 * 6.4 ** ((mel_E - 15) / 27))
 
 
 class Featurizer(nn.Module):
@@ -181,8 +220,10 @@ class Featurizer(nn.Module):
         spectrum_1NF = augment.stft(clip_1T) if shared else None
         samples, values = [], []
         for name in augmentations:
-            steps, generator = augment.parse_augmentation(name), augment.make_generator(seed, utterance_id, name)
-            waveform_1T = augment.augment(clip_1T, steps, generator, spectrum_1NF)
+            steps, waveform_1T = augment.parse_augmentation(name), clip_1T
+            if steps:
+                generator = augment.make_generator(seed, utterance_id, name)
+                waveform_1T = augment.augment(clip_1T, steps, generator, spectrum_1NF)
             if self.config.kind == "waveform":
                 samples.append((waveform_1T[0].clamp(-1, 1) * 32767).round_().short().cpu().numpy())
             else:

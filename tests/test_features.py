@@ -4,6 +4,7 @@ import random
 import librosa
 import numpy as np
 import pytest
+import scipy.fft
 import soundfile as sf
 import torch
 
@@ -75,6 +76,21 @@ def excess(actual: np.ndarray, expected: np.ndarray) -> float:
     floor = np.full(162, 1e-6)
     floor[MFCC], floor[MEL] = 1e-3, 1e-7 * expected[MEL].max()
     return float((np.abs(actual - expected) / (1e-3 * np.abs(expected) + floor)).max())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"chroma_tuning": -0.37, "sample_rate": 16_000, "n_fft": 512, "hop_length": 128, "n_mels": 40}]
+)
+def test_filter_banks_are_those_of_librosa(changes):
+    config = FeatureConfig(**changes)
+    banks, shape = draw_banks(config), {"sr": config.sample_rate, "n_fft": config.n_fft}
+    expected = {
+        "mel": librosa.filters.mel(n_mels=config.n_mels, **shape).T,
+        "dct": scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc],
+        "chroma": librosa.filters.chroma(tuning=config.chroma_tuning, **shape).T[None],
+    }
+    for name, bank in expected.items():
+        np.testing.assert_allclose(banks[name], bank, rtol=1e-6, atol=1e-7 * bank.max(), err_msg=name)
 
 
 def in_a_batch(featurizer: Featurizer, waveforms: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -29,8 +29,11 @@ def test_only_the_marked_rooms_import_ray():
     assert users and users <= ON_RAY
 
 
-def test_workers_are_spared_librosa_and_scikit_learn():
-    code = "import sys, ser_ray.featurize, ser_ray.training; print({'librosa', 'sklearn'} & set(sys.modules) or 'none')"
+def test_featurizing_and_training_are_spared_librosa_and_scikit_learn():
+    code = (
+        "import sys, ser_ray.featurize, ser_ray.training; from ser_ray.features import FeatureConfig, draw_banks; "
+        "draw_banks(FeatureConfig()); print({'librosa', 'sklearn'} & set(sys.modules) or 'none')"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "none"
 
 
