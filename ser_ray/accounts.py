@@ -8,6 +8,7 @@ from collections import Counter
 from importlib.metadata import version
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ser_ray import __version__
 from ser_ray.console import say, show_table
@@ -41,7 +42,7 @@ def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
         raise UserError(f"none of the clips could be read, the first because: {rejects[0].path}: {rejects[0].reason}")
     clips = store.rows(["utterance_id", "corpus", "emotion", "sha256", "augmentation"], augmentation="none")
     clashes = conflicts(clips)
-    counts = _count(manifest, clips.column("corpus").to_pylist(), [reject.corpus for reject in rejects])
+    counts = _count(manifest, _tally(clips.column("corpus")), Counter(reject.corpus for reject in rejects))
     store.write_info(
         {
             **store.info(),
@@ -78,13 +79,18 @@ def _say_rejects(rejects: list[Reject], store: Store) -> None:
         say(f"All rejects with their reasons: {store.root}/rejects")
 
 
-def _count(manifest: Manifest, featurized: list[str], rejected: list[str]) -> dict[str, dict[str, int]]:
+def _tally(column: pa.ChunkedArray) -> Counter[str]:
+    """Return how often each value occurs, without a Python object for each row."""
+    return Counter({pair["values"]: pair["counts"] for pair in column.value_counts().to_pylist()})
+
+
+def _count(manifest: Manifest, featurized: Counter[str], rejected: Counter[str]) -> dict[str, dict[str, int]]:
     """Return found, featurized, rejected and duplicates per corpus.
 
     Raises:
         RuntimeError: A clip is missing or counted twice.
     """
-    parts = [Counter(featurized), Counter(rejected), Counter(record.corpus for record in manifest.duplicates)]
+    parts = [featurized, rejected, Counter(record.corpus for record in manifest.duplicates)]
     records = [*manifest.utterances, *manifest.rejects, *manifest.duplicates]
     counts = {
         corpus: {"found": found, **dict(zip(ACCOUNTS, (part[corpus] for part in parts), strict=True))}
@@ -97,16 +103,19 @@ def _count(manifest: Manifest, featurized: list[str], rejected: list[str]) -> di
 
 
 def clips_digest(rows: pa.Table) -> str:
-    """Return the sha256 over the ids and contents of the clips in some rows."""
-    pairs = set(zip(rows.column("utterance_id").to_pylist(), rows.column("sha256").to_pylist(), strict=True))
-    return hashlib.sha256("\n".join(f"{i} {digest}" for i, digest in sorted(pairs)).encode()).hexdigest()
+    """Return the sha256 over the ids and contents of clips, of which each has one row, sorted by id."""
+    digest = hashlib.sha256()
+    for batch in rows.to_batches(max_chunksize=10_000):
+        pairs = zip(batch.column("utterance_id").to_pylist(), batch.column("sha256").to_pylist(), strict=True)
+        digest.update("".join(f"{name} {content}\n" for name, content in pairs).encode())
+    return digest.hexdigest()
 
 
 def conflicts(rows: pa.Table) -> list[tuple[str, ...]]:
     """Return the groups of utterance_ids that carry the same audio under different emotions."""
+    contents = rows.column("sha256").value_counts()
+    doubled = contents.field("values").filter(pc.greater(contents.field("counts"), 1))
     groups: dict[str, dict[str, str]] = {}
-    for digest, name, emotion in zip(
-        *(rows.column(column).to_pylist() for column in ("sha256", "utterance_id", "emotion")), strict=True
-    ):
-        groups.setdefault(digest, {})[name] = emotion
+    for row in rows.filter(pc.is_in(rows.column("sha256"), value_set=doubled)).to_pylist():
+        groups.setdefault(row["sha256"], {})[row["utterance_id"]] = row["emotion"]
     return sorted(tuple(sorted(group)) for group in groups.values() if len(set(group.values())) > 1)

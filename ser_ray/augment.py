@@ -146,8 +146,10 @@ def phase_vocoder(spectrum_BNF: torch.Tensor, rate: float) -> torch.Tensor:
     """
     index_M, alpha_M1, reused_R, turns_M = _vocoder_plan(spectrum_BNF.shape[1], rate, spectrum_BNF.device)
     # Zeros, such as the frame beyond the end, have the phase 0: the tiny number gives them that, and changes no other.
-    batch, _, n_bins = spectrum_BNF.shape
-    spectrum_BNF = torch.cat([spectrum_BNF, spectrum_BNF.new_zeros(batch, 1, n_bins)], 1).add_(_TINY)
+    batch, n_frames, n_bins = spectrum_BNF.shape
+    given_BNF, spectrum_BNF = spectrum_BNF, spectrum_BNF.new_empty(batch, n_frames + 1, n_bins)
+    torch.add(given_BNF, _TINY, out=spectrum_BNF[:, :n_frames])
+    spectrum_BNF[:, n_frames] = _TINY
     magnitude_BNF = magnitude(spectrum_BNF)
 
     turn_BRF = spectrum_BNF.index_select(1, reused_R + 1) * spectrum_BNF.index_select(1, reused_R).conj()
@@ -224,7 +226,7 @@ def _sinc(ratio: float, device: torch.device) -> tuple[int, int, int, int, torch
     fraction = Fraction(ratio).limit_denominator(_MAX_PERIOD)
     period_out, period_in = fraction.numerator, fraction.denominator
     advance = period_in / period_out  # input samples per output sample
-    sizes = range(min(period_out, 48), min(period_out, 128) + 1)
+    sizes = range(min(period_out, 32), min(period_out, 64) + 1)
     size = min(sizes, key=lambda s: abs(s * advance - round(s * advance)))
     step, n_groups = round(size * advance), -(-period_out // size)
     position_GS = np.arange(n_groups * size).reshape(n_groups, size) * advance - step * np.arange(n_groups)[:, None]

@@ -20,6 +20,8 @@ from ser_ray import storage
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
+from ser_ray.frame_augment import Views
+from ser_ray.inference import Examples, predict_logits
 from ser_ray.models import Ensemble, ModelConfig, build
 
 FORMAT = 2
@@ -95,6 +97,11 @@ def load(folder: str) -> Bundle:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} is not a model that this version reads: {str(error).splitlines()[0]}") from None
     return Bundle(network.eval(), model, features, labels, temperature, heard, facts)
+
+
+def answer(network: nn.Module, features: FeatureConfig, examples: Examples) -> torch.Tensor:
+    """Return the logits `[N, C]` of a trained network: on log-mel clips, averaged over changed copies of each."""
+    return predict_logits(Views(network, features) if features.kind == "log_mel" else network, examples)
 
 
 def probabilities(bundle: Bundle, logits_NC: torch.Tensor) -> torch.Tensor:

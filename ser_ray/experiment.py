@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from torch import nn
 
 from ser_ray import metrics, storage
-from ser_ray.bundle import Bundle, probabilities
+from ser_ray.bundle import Bundle, answer, probabilities
 from ser_ray.console import say, show_table
 from ser_ray.emotions import LabelSet, parse_labels
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.inference import COLUMNS, Examples, predict_logits
+from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import TrainConfig
 from ser_ray.models import FEATURES_OF, Ensemble, ModelConfig
 from ser_ray.results import MADE_SPEECH, claim, refuse_finished, show_epoch, versions, write_run
@@ -128,7 +128,7 @@ def run(
     network = Ensemble(networks) if several else networks[0]
     bundle = Bundle(network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
     bundle.heard_speakers = tuple(sorted(_speakers(rows, parts.train) | _speakers(rows, parts.validation)))
-    bundle.temperature = _fit_temperature(store, networks[0], validation, labels)
+    bundle.temperature = _fit_temperature(store, bundle, networks[0], validation)
     predictions = predict_rows(bundle, store, chosen[parts.test])
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
     scores = {
@@ -216,8 +216,8 @@ def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray) -> pa.Table:
     Returns:
         The table of `predictions.parquet` with a column `path` besides.
     """
-    rows = store.rows([*_PREDICTED, "emotion", "path", "augmentation", "features"]).take(indices)
-    logits_NC = predict_logits(bundle.network, Examples.from_rows(rows, bundle.labels))
+    rows = store.take(indices, [*_PREDICTED, "emotion", "path", "augmentation", "features"])
+    logits_NC = answer(bundle.network, bundle.features, Examples.from_rows(rows, bundle.labels))
     probabilities_NC = probabilities(bundle, logits_NC).numpy()
     names = np.array(bundle.labels.names)
     table = rows.select(_PREDICTED)
@@ -232,10 +232,10 @@ def _named(show: Callable[[dict[str, Any]], None], name: dict[str, int], epoch: 
     show(name | epoch)
 
 
-def _fit_temperature(store: Store, network: nn.Module, validation: np.ndarray, labels: LabelSet) -> float:
+def _fit_temperature(store: Store, bundle: Bundle, network: nn.Module, validation: np.ndarray) -> float:
     """Fit the temperature to what a network says of its validation rows; members that were trained on them take it."""
-    examples = Examples.from_rows(store.rows(COLUMNS).take(validation), labels)
-    return metrics.fit_temperature(predict_logits(network, examples).numpy(), examples.targets.numpy())
+    examples = Examples.from_rows(store.take(validation, COLUMNS), bundle.labels)
+    return metrics.fit_temperature(answer(network, bundle.features, examples).numpy(), examples.targets.numpy())
 
 
 def _refuse_untrained(rows: pa.Table, parts: Split) -> None:

@@ -1,8 +1,8 @@
-"""Changed copies of log-mel spectrograms, drawn afresh in every epoch, in batched torch on the training device.
+"""Changed copies of log-mel spectrograms, in batched torch on whatever device they are.
 
 Everything acts on frames of mel bands in dB. There noise at a drawn signal-to-noise ratio, time stretch, pitch shift,
-shift and gain come close to what they are on sound, for a hundredth of the price. Training only: validation and test
-hear clips as they are.
+shift and gain come close to what they are on sound, for a hundredth of the price. Training draws its copies afresh in
+every epoch; a trained network's answer is averaged over a few that are always the same.
 
 Strengths are drawn by hashing the seed, the epoch and the clip's id, so that a clip is changed alike in whichever batch
 and on whichever worker it is; the noise itself and the pairs of mixup come from torch's global generator.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig, mel_frequencies
@@ -24,6 +24,8 @@ from ser_ray.inference import Examples
 SNR_DB = (5.0, 35.0)
 NOISE_SLOPE = 1.0  # exponent of frequency in the noise's power: from blue (+1) to pink (-1)
 NUM_MASKS = 2
+# Speed, and pitch in semitones, of the copies that a trained network's answer is averaged over.
+VIEWS = ((1.0, 0.0), (0.85, 0.0), (1 / 0.85, 0.0), (1.0, -1.5), (1.0, 1.5))
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ class FrameAugment:
         frames_per_s = features.sample_rate / features.hop_length
         self.num_frames = max(1, round(config.window_s * frames_per_s))
         self.mask_frames = config.mask_s * frames_per_s
-        centers = mel_frequencies(features.n_mels, features.sample_rate / 2)
-        self.centers_M = torch.tensor(centers, dtype=torch.float32, device=fill_M.device)
+        self.centers_M = _centers(features).to(fill_M.device)
 
     def __call__(self, examples: Examples, index_B: Tensor, epoch: int) -> Tensor:
         """Draw a changed window of each of some clips.
@@ -95,7 +96,7 @@ class FrameAugment:
         bounds = examples.offsets[index_B], examples.offsets[index_B + 1]
         x_BTM = self._window(examples.values, *bounds, drawn_BK[:, 1], speed_B)
         if config.pitch:
-            x_BTM = self._shift_pitch(x_BTM, 2 ** (config.pitch / 12 * sign_BK[:, 2]))
+            x_BTM = shift_pitch(x_BTM, 2 ** (config.pitch / 12 * sign_BK[:, 2]), self.centers_M)
         if config.noise:
             snr_B = SNR_DB[0] + (SNR_DB[1] - SNR_DB[0]) * drawn_BK[:, 3]
             snr_B = snr_B.where(drawn_BK[:, 4] < config.noise, torch.inf)
@@ -119,16 +120,6 @@ class FrameAugment:
         here_BTM, next_BTM = (values[begin_B[:, None] + frame_BT].float() for frame_BT in (here_BT, next_BT))
         return here_BTM.lerp_(next_BTM, (place_BT - here_BT)[..., None])
 
-    def _shift_pitch(self, x_BTM: Tensor, ratio_B: Tensor) -> Tensor:
-        """Give each band what stood `ratio` times lower, interpolated between bands."""
-        wanted_BM = self.centers_M / ratio_B[:, None]
-        upper_BM = torch.searchsorted(self.centers_M, wanted_BM).clamp(1, len(self.centers_M) - 1)
-        low_BM, high_BM = self.centers_M[upper_BM - 1], self.centers_M[upper_BM]
-        part_BM = ((wanted_BM - low_BM) / (high_BM - low_BM)).clamp_(0, 1)
-        shape = x_BTM.shape
-        lower_BTM, upper_BTM = (x_BTM.gather(2, band[:, None].expand(shape)) for band in (upper_BM - 1, upper_BM))
-        return lower_BTM.lerp_(upper_BTM, part_BM[:, None])
-
     def _add_noise(self, x_BTM: Tensor, snr_B: Tensor, slope_B: Tensor) -> Tensor:
         """Add the power of coloured noise: a smooth spectrum times the exponential scatter of a periodogram."""
         power_BTM = 10 ** (x_BTM / 10)
@@ -144,6 +135,56 @@ class FrameAugment:
         first_B1 = (start_B * (size - length_B))[:, None]
         blank = (place >= first_B1) & (place < first_B1 + length_B[:, None])
         return x_BTM.where(~blank.unsqueeze(3 - axis), self.fill_M)
+
+
+class Views(nn.Module):
+    """Answers by the mean of what a network says of a clip and of slower, faster, lower and higher copies of it.
+
+    Args:
+        network: Takes log-mel clips and their lengths, gives logits.
+        features: How the clips were made.
+    """
+
+    def __init__(self, network: nn.Module, features: FeatureConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("centers_M", _centers(features))
+
+    def forward(self, x_BTM: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return `logits_BC`."""
+        logits_VBC = []
+        for speed, semitones in VIEWS:
+            view_BTM, view_lengths_B = stretch(x_BTM, lengths_B, speed) if speed != 1 else (x_BTM, lengths_B)
+            if semitones:
+                ratio_B = x_BTM.new_full((len(x_BTM),), 2 ** (semitones / 12))
+                view_BTM = shift_pitch(view_BTM, ratio_B, self.centers_M)
+            logits_VBC.append(self.network(view_BTM, view_lengths_B))
+        return torch.stack(logits_VBC).mean(0)
+
+
+def stretch(x_BTM: Tensor, lengths_B: Tensor, speed: float) -> tuple[Tensor, Tensor]:
+    """Play clips at another speed: linear between frames. Returns them with their new numbers of frames."""
+    lengths_B = ((lengths_B - 1) / speed).long() + 1
+    place_T = torch.arange(int(lengths_B.max()), device=x_BTM.device) * speed
+    here_T = place_T.long()
+    next_T = (here_T + 1).clamp(max=x_BTM.shape[1] - 1)
+    return x_BTM[:, here_T].lerp(x_BTM[:, next_T], (place_T - here_T)[:, None]), lengths_B
+
+
+def shift_pitch(x_BTM: Tensor, ratio_B: Tensor, centers_M: Tensor) -> Tensor:
+    """Give each band what stood `ratio` times lower, interpolated between bands, whose centres are given in Hz."""
+    wanted_BM = centers_M / ratio_B[:, None]
+    upper_BM = torch.searchsorted(centers_M, wanted_BM).clamp(1, len(centers_M) - 1)
+    low_BM, high_BM = centers_M[upper_BM - 1], centers_M[upper_BM]
+    part_BM = ((wanted_BM - low_BM) / (high_BM - low_BM)).clamp_(0, 1)
+    shape = x_BTM.shape
+    lower_BTM, upper_BTM = (x_BTM.gather(2, band[:, None].expand(shape)) for band in (upper_BM - 1, upper_BM))
+    return lower_BTM.lerp_(upper_BTM, part_BM[:, None])
+
+
+def _centers(features: FeatureConfig) -> Tensor:
+    """Return the centre of each mel band, Hz."""
+    return torch.tensor(mel_frequencies(features.n_mels, features.sample_rate / 2), dtype=torch.float32)
 
 
 def mix(x_BTM: Tensor, target_BC: Tensor, weight_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:

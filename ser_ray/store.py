@@ -28,7 +28,7 @@ from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.utterance import REJECT_SCHEMA, UTTERANCE_SCHEMA, Reject, Utterance, from_table, to_table
 
-FORMAT = 2  # of the files, and of what the kernel computes: rows of another one never mix with these
+FORMAT = 3  # of the files, and of what the kernel computes: rows of another one never mix with these
 METADATA = (
     *("utterance_id", "corpus", "speaker_id", "gender", "emotion", "intensity", "sentence_id", "channel"),
     *("path", "sha256", "duration_s", "sample_rate", "augmentation"),
@@ -212,16 +212,30 @@ class Store:
         Raises:
             UserError: The store holds no rows.
         """
-        tables = [read_shard(path, columns) for path in self.shards()]
+        tables = list(self.each(columns, augmentation))
         if not tables:
             raise UserError(f"the store {self.root} holds no rows; run jobs/featurize.py --data ... first")
-        if augmentation:
-            tables = [table.filter(pc.equal(table.column("augmentation"), augmentation)) for table in tables]
         return pa.concat_tables(tables).sort_by([("utterance_id", "ascending"), ("augmentation", "ascending")])
 
-    def each(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def each(self, columns: Sequence[str], augmentation: str | None = None) -> Iterator[pa.Table]:
         """Yield the rows of one shard after the other, for what is too large to be read at once."""
-        return (read_shard(path, columns) for path in self.shards())
+        for path in self.shards():
+            table = read_shard(path, columns)
+            yield table.filter(pc.equal(table.column("augmentation"), augmentation)) if augmentation else table
+
+    def take(self, indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Read some rows, shard by shard, so that no others are in memory.
+
+        Args:
+            indices: Of rows in the sorted rows of the store.
+            columns: What `rows` takes.
+
+        Returns:
+            The rows in the order of the indices.
+        """
+        wanted = name_rows(self.rows(["utterance_id", "augmentation"]).take(indices))
+        table = pa.concat_tables(choose_rows(shard, wanted) for shard in self.each(columns))
+        return table.take(pc.index_in(wanted, value_set=name_rows(table)))
 
     def decoded_gb(self) -> float:
         """Return about how many GB the features of all rows take in memory."""
@@ -292,6 +306,16 @@ def read_shard(path: str, columns: Sequence[str] | None) -> pa.Table:
     """Read the rows of one shard, with all columns or some."""
     files, inner = storage.filesystem(path)
     return pq.ParquetFile(inner, filesystem=files).read(columns=None if columns is None else list(columns))
+
+
+def name_rows(rows: pa.Table) -> pa.Array:
+    """Return a name for each row that no other row of the store has."""
+    return pc.binary_join_element_wise(rows["utterance_id"], rows["augmentation"], "#").combine_chunks()
+
+
+def choose_rows(rows: pa.Table, names: pa.Array) -> pa.Table:
+    """Return the rows that have one of some names (`name_rows`)."""
+    return rows.filter(pc.is_in(name_rows(rows), value_set=names))
 
 
 def _name(ids: Iterable[str]) -> str:

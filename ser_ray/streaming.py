@@ -6,38 +6,20 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from ser_ray.emotions import LabelSet
 from ser_ray.inference import COLUMNS, Examples, moments
-from ser_ray.store import Store, decode, read_shard
+from ser_ray.store import Store, choose_rows, decode, name_rows, read_shard
 
 BUFFER = 2048  # rows that a worker shuffles at a time
 CPUS = 0.5  # that reading shards takes
 
 
-def choose_shards(store: Store, indices: np.ndarray) -> dict[str, pa.Array]:
-    """Return what `read_chosen` needs besides paths to read some rows of the store's sorted rows."""
-    return {"wanted": _wanted(store, indices)}
-
-
 def read_chosen(paths: pa.Table, wanted: pa.Array) -> pa.Table:
-    """Return the chosen rows of the shards in the column `path`."""
-    return pa.concat_tables(_choose(read_shard(path, COLUMNS), wanted) for path in paths["path"].to_pylist())
-
-
-def _choose(rows: pa.Table, wanted: pa.Array) -> pa.Table:
-    return rows.filter(pc.is_in(_names(rows), value_set=wanted))
-
-
-def _wanted(store: Store, indices: np.ndarray) -> pa.Array:
-    return _names(store.rows(["utterance_id", "augmentation"]).take(indices)).combine_chunks()
-
-
-def _names(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(rows["utterance_id"], rows["augmentation"], "#")
+    """Return the rows with the wanted names of the shards in the column `path`."""
+    return pa.concat_tables(choose_rows(read_shard(path, COLUMNS), wanted) for path in paths["path"].to_pylist())
 
 
 def batches(
@@ -63,7 +45,7 @@ def batches(
 
 def statistics(store: Store, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each feature over the frames of some rows, reading shard by shard."""
-    wanted = _wanted(store, indices)
-    shards = (_choose(rows, wanted) for rows in store.each(["utterance_id", "augmentation", "features"]))
+    wanted = name_rows(store.rows(["utterance_id", "augmentation"]).take(indices))
+    shards = (choose_rows(rows, wanted) for rows in store.each(["utterance_id", "augmentation", "features"]))
     parts = (torch.tensor(decode(rows.column("features"))[0]).double() for rows in shards if rows.num_rows)
     return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)

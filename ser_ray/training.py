@@ -37,7 +37,7 @@ from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import Learner, TrainConfig, deal, is_over, part
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import Split
-from ser_ray.store import Store
+from ser_ray.store import Store, name_rows
 
 CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
 MAX_FAILURES = 3  # how often a lost worker is replaced
@@ -63,7 +63,7 @@ class Shared:
 def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
     """Read some rows of a store, once for all workers and trainings."""
     indices = np.unique(indices)
-    examples = Examples.from_rows(store.rows(COLUMNS).take(indices), labels)
+    examples = Examples.from_rows(store.take(indices, COLUMNS), labels)
     return Shared(ray.put(examples.arrays()), indices)
 
 
@@ -80,7 +80,7 @@ def stream_rows(store: Store, indices: np.ndarray, shuffle: bool = True) -> ray.
     shards.context.execution_options.preserve_order = not shuffle
     if shuffle:
         shards = shards.randomize_block_order()
-    wanted = streaming.choose_shards(store, indices)
+    wanted = {"wanted": name_rows(store.rows(["utterance_id", "augmentation"]).take(indices))}
     return shards.map_batches(
         streaming.read_chosen, fn_kwargs=wanted, batch_format="pyarrow", batch_size=None, num_cpus=streaming.CPUS
     )

@@ -5,8 +5,9 @@ import torch
 
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig, Featurizer, draw_banks, mel_frequencies
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig, mix, uniform
+from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig, Views, mix, shift_pitch, stretch, uniform
 from ser_ray.inference import Examples
+from ser_ray.models import ModelConfig, build
 
 CONFIG = FeatureConfig.for_kind("log_mel")
 NOTHING = dict(window_s=1.6, stretch=0, pitch=0, noise=0, gain=0, mask_s=0, mask_bands=0, mixup=0)
@@ -120,3 +121,32 @@ def test_bands_stand_where_librosa_puts_them():
 def test_senseless_strengths_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
         FrameAugmentConfig(**wrong)
+
+
+def test_an_answer_is_the_mean_over_copies_whatever_stands_beside_the_clip():
+    torch.manual_seed(0)
+    network = build(ModelConfig(width=4), CONFIG.n_mels, 4).eval()
+    views = Views(network, CONFIG)
+    lengths, clips = torch.tensor([1, 40, 101]), 10 * torch.randn(3, 101, CONFIG.n_mels)
+    together = views(clips, lengths)
+    alone = torch.cat([views(clips[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths.tolist())])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(together, network(clips, lengths), atol=1e-2)
+    listened = []
+    network.register_forward_pre_hook(lambda _, inputs: listened.append(inputs[1].tolist()))
+    views(clips, lengths)
+    assert listened == [[1, 40, 101], [1, 46, 118], [1, 34, 86], [1, 40, 101], [1, 40, 101]]
+
+
+def test_another_speed_is_linear_between_frames():
+    ramp = torch.arange(50.0)[None, :, None].expand(1, 50, 3)
+    slower, lengths = stretch(ramp, torch.tensor([50]), 0.8)
+    assert lengths.tolist() == [62] and torch.allclose(slower[0, :, 0], 0.8 * torch.arange(62), atol=1e-4)
+
+
+def test_a_higher_voice_has_its_peak_in_a_higher_band():
+    centers = torch.tensor(mel_frequencies(CONFIG.n_mels, CONFIG.sample_rate / 2), dtype=torch.float32)
+    clip = -((centers - 2000) / 500).square()[None, None].expand(1, 5, -1)
+    higher = shift_pitch(clip, torch.tensor([1.5]), centers)
+    assert centers[higher[0, 0].argmax()] == pytest.approx(3000, rel=0.05)
+    assert torch.equal(shift_pitch(clip, torch.tensor([1.0]), centers), clip)

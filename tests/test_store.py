@@ -53,6 +53,16 @@ def test_rows_come_back_sorted_whatever_the_shards(tmp_path):
     assert one.rows(["utterance_id", "augmentation", "features"]).column("features").type == pa.list_(pa.float32(), 162)
 
 
+def test_some_rows_are_taken_in_the_order_asked_for(tmp_path):
+    store, columns = Store(str(tmp_path)), ["utterance_id", "augmentation", "features"]
+    for names in ("ca", "bf", "ed"):
+        store.write_shard(rows(*names), [])
+    for indices in (np.array(places, int) for places in ([4, 0, 3], [5], [])):
+        some = store.take(indices, columns)
+        assert some.to_pylist() == store.rows(columns).take(indices).to_pylist()
+    assert some.column_names == columns
+
+
 def test_writing_a_shard_twice_changes_nothing(tmp_path):
     store = Store(str(tmp_path))
     for _ in range(2):

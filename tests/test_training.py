@@ -128,12 +128,19 @@ def test_workers_fit_the_cluster():
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", CXX)), reason="needs a C++ compiler")
 def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_path):
-    plain = train(made_store, tmp_path / "plain", epochs=2)
-    fast = train(made_store, tmp_path / "fast", epochs=2, compile=True, precision="bf16")
-    for one, other in zip(plain.history, fast.history, strict=True):
-        assert other["train_loss"] != one["train_loss"]
-        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.05)
-    assert fast.network.state_dict().keys() == plain.network.state_dict().keys()
+    plain, bf16, compiled = (
+        train(made_store, tmp_path / name, epochs=2, **how)
+        for name, how in (
+            ("plain", {}),
+            ("bf16", {"precision": "bf16"}),
+            ("compiled", {"precision": "bf16", "compile": True}),
+        )
+    )
+    for one, *others in zip(plain.history, bf16.history, compiled.history, strict=True):
+        losses = [epoch["train_loss"] for epoch in (one, *others)]
+        assert len(set(losses)) == 3  # compiled code rounds in fewer places
+        assert losses[1:] == pytest.approx([losses[0]] * 2, rel=0.05)
+    assert compiled.network.state_dict().keys() == plain.network.state_dict().keys()
 
 
 def test_compiling_without_a_compiler_is_refused(made_store, tmp_path, monkeypatch):
