@@ -10,8 +10,12 @@ noise.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
+
+from featurize import machine, versions  # the benchmark beside this one
 
 from ser_ray import cli, storage
 from ser_ray.console import say, show_table
@@ -90,7 +94,10 @@ def main(argv: list[str]) -> None:
         table.append({"taken away": name, "best UAR": best["validation_uar"], "last UAR": last, "epoch": best["epoch"]})
         show_table(f"{experiment.split.protocol}, fold {experiment.split.fold}, validation speakers", table)
     if flags.json:
-        storage.write_json(flags.json, {"description": parts.description, "load_before": load, "rows": table})
+        facts = {"protocol": experiment.split.protocol, "fold": experiment.split.fold, "corpus": experiment.corpus}
+        facts |= {"epochs": experiment.train.epochs, "description": parts.description, "load_before": load}
+        facts |= {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "machine": machine()}
+        storage.write_json(flags.json, {**facts, "rows": table})
         say(f"figures: {flags.json}")
 
 

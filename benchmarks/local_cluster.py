@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60  # before a node that does not start is given up
+PATIENCE_S = 180  # before a node that does not start is given up
 
 
 class LocalCluster:
@@ -77,8 +77,9 @@ class LocalCluster:
         until = time.monotonic() + PATIENCE_S
         while "--block" not in log.read_text():
             if node.poll() is not None or time.monotonic() > until:
+                said = log.read_text()
                 self.stop()
-                raise RuntimeError(f"a node did not start: {log.read_text()}")
+                raise RuntimeError(f"a node did not start: {said}")
             time.sleep(0.2)
         return node
 

@@ -5,6 +5,7 @@
 The same network takes the same steps on the same log-mel clips (made ones: normal noise of the usual lengths)
 
 - in a bare PyTorch loop with the clips in memory, without Ray or checkpoints, on one thread;
+- in two such loops at once that know nothing of each other: what a second core of this machine brings at all;
 - in `training.fit` under Ray Train, checkpoints included, with one worker on one core;
 - and there with two workers on two cores, at the same batch size in all.
 
@@ -18,7 +19,9 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -105,6 +108,13 @@ def time_bare(store: Store, parts: Split, config: TrainConfig) -> list[float]:
     return np.diff(ends).tolist()
 
 
+def time_two_bare(store: Store, parts: Split, config: TrainConfig) -> list[float]:
+    """Return what `time_bare` does, halved, for two processes at once: the seconds for an epoch's clips."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        both = [pool.submit(time_bare, store, parts, config) for _ in range(2)]
+        return [seconds / 2 for one in both for seconds in one.result()]
+
+
 def time_ray(store: Store, parts: Split, config: TrainConfig, root: str) -> tuple[list[float], float]:
     """Return the seconds of each epoch but the first under Ray Train, and those of the start."""
     started = time.time()
@@ -123,6 +133,8 @@ def main(argv: list[str]) -> None:
         parts = Split(indices, held_out, held_out, LabelSet(), "", {})
         config = TrainConfig.for_model("log_mel_resnet", epochs=flags.epochs + 1, batch_size=32, patience=1000)
         runs: dict[str, Any] = {"bare loop": {"epoch_s": time_bare(store, parts, config)}}
+        if cores > 1:
+            runs["two bare loops"] = {"epoch_s": time_two_bare(store, parts, config)}
         for workers in (1, 2) if cores > 1 else (1,):
             os.environ["RAY_ADDRESS"] = ""
             ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
@@ -135,13 +147,15 @@ def main(argv: list[str]) -> None:
             runs[f"Ray Train, {workers} worker{'s' * (workers > 1)}"] = {"epoch_s": epochs, "start_s": start}
             ray.shutdown()
     medians = {name: float(np.median(run["epoch_s"])) for name, run in runs.items()}
-    bare, one, *two = medians.values()
+    bare, one = medians["bare loop"], medians["Ray Train, 1 worker"]
+    two_bare, two = medians.get("two bare loops"), medians.get("Ray Train, 2 workers")
     figures = {
         "clips": flags.clips,
         "cores": cores,
         "load_before": load,
         "epoch_ratio": one / bare,
-        "two_workers": one / two[0] if two else None,
+        "two_workers": one / two if two else None,
+        "two_bare": bare / two_bare if two_bare else None,
         "runs": runs,
         "versions": versions(),
         "machine": machine(),
@@ -154,6 +168,7 @@ def main(argv: list[str]) -> None:
     say(f"Ray Train over the bare loop: {figures['epoch_ratio']:.3f}; load before: {load:.1f}")
     if two:
         say(f"two workers on two cores: {figures['two_workers']:.2f} times the clips per second of one on one")
+        say(f"two bare loops at once: {figures['two_bare']:.2f} times those of one")
     if flags.json:
         storage.write_json(flags.json, figures)
         say(f"figures: {flags.json}")

@@ -142,7 +142,7 @@ def time_side_by_side(store: Store, flags: Flags, folder: str) -> dict[str, floa
     return seconds
 
 
-def measure_rows(store: Store, trials: int, folder: str) -> float:
+def measure_rows(store: Store, trials: int, epochs: int, folder: str) -> float:
     """Return the most memory, MB, that Ray and so many trials at a time take together; shared pages count once."""
     peak, over = 0.0, threading.Event()
 
@@ -153,7 +153,7 @@ def measure_rows(store: Store, trials: int, folder: str) -> float:
 
     todo = Experiment(
         model=ModelConfig(width=4),
-        train=TrainConfig.for_model("log_mel_resnet", epochs=1, device="cpu"),
+        train=TrainConfig.for_model("log_mel_resnet", epochs=epochs, patience=epochs, device="cpu"),
     )
     with ray_of(MANY):
         watcher = threading.Thread(target=watch)
@@ -169,11 +169,17 @@ def measure_rows(store: Store, trials: int, folder: str) -> float:
 
 
 def compare_memory(flags: Flags, folder: str) -> dict[str, float]:
-    """Return the memory that rows take with one trial and with many, MB."""
+    """Return the memory that rows take with one trial and with many, MB.
+
+    It is the difference between trainings on many clips and on few that take as many steps: a process grows with them.
+    """
     rows = {}
     stores = {clips: make_store(f"{folder}/store-{clips}", clips) for clips in (FEW_CLIPS, flags.memory_clips)}
     for trials in (1, MANY):
-        few, many = (measure_rows(store, trials, f"{folder}/rows-{n}-{trials}") for n, store in stores.items())
+        for clips, store in stores.items():
+            epochs = round(flags.memory_clips / clips)
+            rows[f"{trials} trials, {clips} clips"] = measure_rows(store, trials, epochs, f"{folder}/{clips}-{trials}")
+        few, many = list(rows.values())[-2:]
         rows[f"{trials} trials"] = many - few
     rows["decoded"] = 1000 * stores[flags.memory_clips].decoded_gb()
     return rows

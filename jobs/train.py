@@ -1,9 +1,10 @@
-"""Train an emotion classifier and test it on speakers it has never heard.
+r"""Train an emotion classifier and test it on speakers it has never heard.
 
     python jobs/train.py                                   # made speech: the whole way, in minutes, on any machine
     python jobs/train.py --data ~/corpora --output runs/first
     python jobs/train.py --data ~/corpora --protocol emobox --corpus ravdess --fold all
-    ray job submit --working-dir . -- python jobs/train.py --data s3://bucket/corpora --output s3://bucket/runs/first
+    ray job submit --working-dir . -- python jobs/train.py --data s3://bucket/corpora --store s3://bucket/store \
+        --output s3://bucket/runs/first
 
 Corpora are featurized first, or read from the store of an earlier run. An unfinished run of the same --output goes on.
 """

@@ -1,9 +1,10 @@
-"""Search for better settings of training, network and augmentation, judged on validation speakers.
+r"""Search for better settings of training, network and augmentation, judged on validation speakers.
 
     python jobs/tune.py --data ~/corpora --output runs/tune1 --num-samples 30
     python jobs/tune.py --data ~/corpora --output runs/tune1 --num-samples 30 --resume     # goes on after a crash
     python jobs/train.py --data ~/corpora --config runs/tune1/best.json
-    ray job submit --working-dir . -- python jobs/tune.py --data s3://bucket/corpora --output s3://bucket/runs/tune1
+    ray job submit --working-dir . -- python jobs/tune.py --data s3://bucket/corpora --store s3://bucket/store \
+        --output s3://bucket/runs/tune1
 
 Trials run side by side as CPUs or GPUs allow. The tested speakers are left alone until the end; then the best settings
 are trained once more and tested once.

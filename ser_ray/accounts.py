@@ -14,7 +14,7 @@ from ser_ray import __version__
 from ser_ray.console import say, show_table
 from ser_ray.corpora import Manifest, audit
 from ser_ray.errors import UserError
-from ser_ray.store import Store
+from ser_ray.store import FOUND, Store
 from ser_ray.utterance import Reject
 
 ACCOUNTS = ("featurized", "rejected", "duplicates")
@@ -34,11 +34,11 @@ def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
         UserError: None of the clips could be used.
         RuntimeError: A clip is missing or counted twice.
     """
-    store.write_rejects("found", manifest.rejects)
+    store.write_rejects(FOUND, manifest.rejects)
     store.write_duplicates(manifest.duplicates)
     store.keep({clip.utterance_id for clip in manifest.utterances})  # tasks of a killed driver may have ended late
     rejects = store.rejects()
-    if not store.shards():
+    if not store.shards() and rejects:
         raise UserError(f"none of the clips could be read, the first because: {rejects[0].path}: {rejects[0].reason}")
     clips = store.rows(["utterance_id", "corpus", "emotion", "sha256", "augmentation"], augmentation="none")
     clashes = conflicts(clips)

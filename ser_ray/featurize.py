@@ -1,6 +1,6 @@
 """The Ray Data pipeline: corpora in, a feature store out, every clip accounted for.
 
-The driver finds the clips, takes out what the store holds already, and deals the rest into tasks of up to 250 clips.
+The driver finds the clips, takes out what the store holds already, and deals the rest into tasks of up to 500 clips.
 Each task opens its clips, decodes, augments, featurizes and writes one shard by itself; only counts come back. Tasks
 may be killed and run again: a shard's name and content depend on its clips alone.
 """
@@ -32,10 +32,10 @@ from ser_ray.corpora import Manifest, audit, discover
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig, Featurizer, draw_banks, use_one_core
 from ser_ray.guard import Attempts, lock
-from ser_ray.store import METADATA, Store, default_root, encode, feature_type, row_schema
+from ser_ray.store import METADATA, Store, default_root, encode, feature_type, name_clips, row_schema
 from ser_ray.utterance import Reject, Utterance, from_table, to_table
 
-MAX_CLIPS_PER_TASK = 250  # a task makes a shard; little is lost when it is killed
+MAX_CLIPS_PER_TASK = 500  # a task makes a shard; little is lost when it is killed, little waited between tasks
 MIN_CLIPS_PER_TASK = 16  # a task for fewer costs more than it does
 MAX_WARMED = 64  # workers that are started before there is work for them
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
@@ -110,9 +110,12 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
         The complete store.
 
     Raises:
-        UserError: No usable clip, a store of other settings or one that cannot be written, or workers that keep dying.
+        UserError: No such device, no usable clip, a store of other settings or one that cannot be written or is not
+            shared by all nodes, or workers that keep dying.
         RuntimeError: The accounts do not add up.
     """
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: choose cpu or cuda")
     show_table("Corpora", [row._asdict() for row in audit(manifest)])
     store = Store(storage.normalize(store_root) if store_root else default_root(config.settings(), manifest.roots))
     try:
@@ -131,19 +134,20 @@ def _plan(store: Store, manifest: Manifest) -> list[Utterance]:
     """Take out of the store what is damaged or not as found, write the new plan, and return the clips still to do."""
     store.sweep()
     now = {clip.utterance_id: clip for clip in manifest.utterances}
-    unchanged, vanished = {}, []
+    unchanged, vanished = set(), []
     for clip in store.plan():
         if now.get(clip.utterance_id) == clip:
-            unchanged[clip.utterance_id] = clip.path
+            unchanged.add(clip.utterance_id)
         elif clip.utterance_id not in now:
             vanished.append(clip.utterance_id)
-    kept, paths = store.keep(set(unchanged)), set(unchanged.values())
-    rejected = store.keep_rejects(lambda reject: reject.path in paths and not reject.reason.startswith(PASSING))
+    kept = store.keep(unchanged)
+    rejected = store.keep_rejects(lambda r: r.utterance_id in unchanged and not r.reason.startswith(PASSING))
     store.write_plan(manifest.utterances)
     say(f"Store {store.root}{f', {len(kept)} of {len(manifest.utterances)} clips are there already' if kept else ''}")
     if vanished:
         say(f"No longer there, so left out: {len(vanished)} clips of an earlier run, such as {min(vanished)}")
-    todo = [c for c in manifest.utterances if c.utterance_id not in kept and c.path not in rejected]
+    done = kept | rejected
+    todo = [clip for clip in manifest.utterances if clip.utterance_id not in done]
     return sorted(todo, key=lambda clip: clip.utterance_id)
 
 
@@ -164,7 +168,7 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     if device == "cuda":
         await_resource("GPU", 1, "use --device cpu")
     cpus, gpus = count_resources()
-    workers = gpus if device == "cuda" else max(cpus, 1)  # a cluster may begin with none
+    workers = gpus if device == "cuda" else cpus or MAX_WARMED  # where there are none yet, many may come
     ends = list(accumulate(deal(len(todo), workers)))
     tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
     arguments = (store, config, draw_banks(config.features), device)
@@ -185,6 +189,12 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
             cut += outcome["cut"]
             nodes[outcome["node"]] += outcome["clips"]
             progress.advance(outcome["clips"], f"{rejected} rejected" if rejected else "")
+    elsewhere = set(nodes) - {ray.get_runtime_context().get_node_id()}
+    if elsewhere and not storage.is_uri(store.root) and _is_unseen(store, todo):
+        raise UserError(
+            f"what other nodes wrote is not in {store.root} as this one sees it: name a --store that all share, such "
+            "as s3://bucket/store"
+        )
     if len(nodes) > 1:
         say(f"Clips by node: {', '.join(map(str, sorted(nodes.values())))}")
     window_s = config.features.duration_s
@@ -192,6 +202,14 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
         say(f"Longer than the window of {window_s:g} s: {cut} clips; only so much of them is used (--duration-s)")
     if slid:
         say(f"Too short for a window from {config.features.offset_s:g} s: {slid} clips; theirs begins earlier")
+
+
+def _is_unseen(store: Store, clips: Sequence[Utterance]) -> bool:
+    """Tell whether a clip is neither in the store nor among its rejects."""
+    seen = {reject.utterance_id for reject in store.rejects()}
+    for shard in store.each(["utterance_id"]):
+        seen.update(shard["utterance_id"].to_pylist())
+    return any(clip.utterance_id not in seen for clip in clips)
 
 
 @ray.remote
@@ -268,7 +286,10 @@ class ShardWriter:
                     column.append(row[name] if name in row else getattr(utterance, name))
         arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
         arrays.append(encode(columns["features"], self.schema.field("features").type))
-        self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects)
+        name = name_clips(clip.utterance_id for clip in clips)
+        if attempts.again:
+            self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
+        self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects, name)
         attempts.end()
         return rejects, slid, cut
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.fs import FileType
 
 from ser_ray import storage
 from ser_ray.errors import UserError
@@ -29,6 +30,7 @@ from ser_ray.features import FeatureConfig
 from ser_ray.utterance import REJECT_SCHEMA, UTTERANCE_SCHEMA, Reject, Utterance, from_table, to_table
 
 FORMAT = 3  # of the files, and of what the kernel computes: rows of another one never mix with these
+FOUND = "found"  # file of rejects of the search for clips; the others are of tasks
 METADATA = (
     *("utterance_id", "corpus", "speaker_id", "gender", "emotion", "intensity", "sentence_id", "channel"),
     *("path", "sha256", "duration_s", "sample_rate", "augmentation"),
@@ -141,16 +143,23 @@ class Store:
 
     def attempts_path(self, clips: Sequence[Utterance]) -> str:
         """Return where a task on some clips leaves its note (`guard.Attempts`)."""
-        return storage.join(self.root, "attempts", f"{_name(clip.utterance_id for clip in clips)}.json")
+        return storage.join(self.root, "attempts", f"{name_clips(clip.utterance_id for clip in clips)}.json")
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Make the store ours before the first row: note its settings, or refuse another's.
 
         Raises:
-            UserError: The store was made with other settings; the message names them.
+            UserError: The store was made with other settings, which the message names, or the folder is no store.
         """
         info = self.info()
         if info is None:
+            strangers = [n for n in storage.list_names(self.root) if n != ".lock" and not n.endswith(".tmp")]
+            strangers += storage.list_names(self.root, FileType.Directory)
+            if strangers:
+                raise UserError(
+                    f"{self.root} is no feature store but holds {strangers[0]}; name an empty folder, or one that is "
+                    "not there yet, as --store"
+                )
             self.write_info({"format": FORMAT, "fingerprint": fingerprint(settings), **settings, "complete": False})
         elif info["fingerprint"] != fingerprint(settings):
             raise UserError(
@@ -171,17 +180,18 @@ class Store:
         """Write `clips.parquet` atomically."""
         _write(storage.join(self.root, "clips.parquet"), to_table(clips, UTTERANCE_SCHEMA))
 
-    def write_shard(self, rows: pa.Table, rejects: Sequence[Reject]) -> str:
+    def write_shard(self, rows: pa.Table, rejects: Sequence[Reject], name: str = "") -> str:
         """Write the outcome of some clips: a shard of rows and, where there are any, a file of rejects.
 
         Args:
             rows: Table of `row_schema`; it may be empty.
             rejects: Clips of the same task that could not be used.
+            name: From `name_clips`, of all clips of the task; by default of those that have rows.
 
         Returns:
             The shard's path.
         """
-        name = _name([*rows.column("utterance_id").to_pylist(), *(reject.path for reject in rejects)])
+        name = name or name_clips(rows.column("utterance_id").to_pylist())
         path = storage.join(self.root, "shards", f"{name}.parquet")
         if rejects:
             self.write_rejects(name, rejects)
@@ -224,7 +234,7 @@ class Store:
             yield table.filter(pc.equal(table.column("augmentation"), augmentation)) if augmentation else table
 
     def take(self, indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Read some rows, shard by shard, so that no others are in memory.
+        """Read some rows, of those shards alone that hold any of them, so that no others stay in memory.
 
         Args:
             indices: Of rows in the sorted rows of the store.
@@ -233,8 +243,10 @@ class Store:
         Returns:
             The rows in the order of the indices.
         """
-        wanted = name_rows(self.rows(["utterance_id", "augmentation"]).take(indices))
-        table = pa.concat_tables(choose_rows(shard, wanted) for shard in self.each(columns))
+        keys = ["utterance_id", "augmentation"]
+        wanted = name_rows(self.rows(keys).take(indices))
+        paths = [path for path in self.shards() if choose_rows(read_shard(path, keys), wanted).num_rows]
+        table = pa.concat_tables(choose_rows(read_shard(path, columns), wanted) for path in paths or self.shards()[:1])
         return table.take(pc.index_in(wanted, value_set=name_rows(table)))
 
     def decoded_gb(self) -> float:
@@ -249,11 +261,18 @@ class Store:
         return sizes / 1e9
 
     def rejects(self) -> list[Reject]:
-        """Return all rejects, one per path, in the order of their paths."""
+        """Return all rejects in the order of their paths; a clip that tasks rejected stands once."""
         folder = storage.join(self.root, "rejects")
-        paths = [storage.join(folder, name) for name in storage.list_names(folder) if name.endswith(".parquet")]
-        found = {row["path"]: Reject(**row) for path in paths for row in read_shard(path, None).to_pylist()}
-        return [found[path] for path in sorted(found)]
+        names = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
+        of_tasks: dict[str, Reject] = {}
+        of_search: list[Reject] = []
+        for name in names:
+            some = [Reject(**row) for row in read_shard(storage.join(folder, name), None).to_pylist()]
+            if name == f"{FOUND}.parquet":
+                of_search += some
+            else:
+                of_tasks |= {reject.utterance_id: reject for reject in some}
+        return sorted([*of_search, *of_tasks.values()], key=lambda reject: (reject.path, reject.reason))
 
     def keep(self, wanted: set[str]) -> set[str]:
         """Take out the rows of all clips but the wanted ones, and rows that stand twice.
@@ -279,14 +298,15 @@ class Store:
         return kept
 
     def keep_rejects(self, wanted: Callable[[Reject], bool]) -> set[str]:
-        """Take out all rejects but the wanted ones, and return the paths of those."""
+        """Take out all rejects but the wanted ones of tasks, and return the utterance_ids of those."""
+        storage.remove(storage.join(self.root, "rejects", f"{FOUND}.parquet"))  # every search has its own
         stay = [reject for reject in self.rejects() if wanted(reject)]
         folder = storage.join(self.root, "rejects")
         for name in storage.list_names(folder):
             storage.remove(storage.join(folder, name))
         if stay:
             self.write_rejects("standing", stay)
-        return {reject.path for reject in stay}
+        return {reject.utterance_id for reject in stay}
 
 
 def differences(info: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -318,7 +338,8 @@ def choose_rows(rows: pa.Table, names: pa.Array) -> pa.Table:
     return rows.filter(pc.is_in(name_rows(rows), value_set=names))
 
 
-def _name(ids: Iterable[str]) -> str:
+def name_clips(ids: Iterable[str]) -> str:
+    """Return the name of a task, and of its shard, drawn from the utterance_ids of its clips."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -17,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ser_ray import featurize as room
+from ser_ray import storage
 from ser_ray.accounts import settle
 from ser_ray.corpora import discover
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig, draw_banks
 from ser_ray.featurize import FeaturizeConfig, ShardWriter, deal, featurize, read_clip
-from ser_ray.store import METADATA, Store
-from ser_ray.utterance import Utterance
+from ser_ray.store import METADATA, Store, name_clips
+from ser_ray.utterance import Reject, Utterance
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -216,12 +218,44 @@ def writer_of(store, clips):
 def test_a_fault_of_ours_is_a_reject_that_says_so(made, tmp_path, monkeypatch):
     monkeypatch.setattr("ser_ray.features.Featurizer.clip_rows", lambda *arguments: 1 / 0)
     store, clips = Store(str(tmp_path)), discover(made).utterances[:2]
+    store.claim(FeaturizeConfig().settings())
     assert writer_of(store, clips) == {"clips": 2, "rejected": 2, "slid": 0, "cut": 0, "error": ""}
     assert store.rejects()[0].reason == "internal error: ZeroDivisionError: division by zero; please report it"
     manifest = discover(made)
-    store.claim(FeaturizeConfig().settings())
     with pytest.raises(UserError, match=r"none of the clips could be read, the first because: .*ZeroDivisionError"):
         settle(store, manifest, 1)
+
+
+def test_what_an_attempt_that_died_rejected_is_forgotten_by_the_next(made, tmp_path):
+    store, clips = Store(str(tmp_path)), discover(made).utterances[:2]
+    passing = Reject(clips[0].path, clips[0].corpus, clips[0].utterance_id, "cannot be read: Input/output error")
+    store.write_rejects(name_clips(clip.utterance_id for clip in clips), [passing])
+    storage.write_json(store.attempts_path(clips), {"clip": "", "deaths": {}})
+    assert writer_of(store, clips)["rejected"] == 0
+    assert not store.rejects() and store.rows().num_rows == 2
+
+
+def test_a_table_that_names_a_file_twice_is_accounted_for_and_so_is_its_mended_one(tmp_path):
+    write_clips(tmp_path / "clips", ["a.wav", "b.wav"])
+    table, root = tmp_path / "mine.csv", str(tmp_path / "store")
+    rows = [f"clips/{cells},ann" for cells in ("a.wav,sad", "a.wav,bored", "a.wav,bored", "b.wav,sad")]
+    for wanted, counts in ((rows, (4, 2, 2)), (rows[::3], (2, 2, 0))):
+        table.write_text("\n".join(["path,emotion,speaker_id", *wanted]))
+        store = featurize(discover([str(table)]), FeaturizeConfig(augment=("none",)), root)
+        found, featurized, rejected = counts
+        numbers = {"found": found, "featurized": featurized, "rejected": rejected, "duplicates": 0}
+        assert store.info()["counts"] == {"mine": numbers}
+
+
+def test_a_device_that_there_is_not_is_named(made, tmp_path):
+    with pytest.raises(UserError, match="--device gpu: choose cpu or cuda"):
+        featurize(discover(made), FeaturizeConfig(), str(tmp_path / "store"), "gpu")
+
+
+def test_a_store_that_other_nodes_do_not_share_is_told_by_its_missing_clips(made, made_store):
+    clips = discover(made).utterances
+    assert not room._is_unseen(made_store, clips)
+    assert room._is_unseen(made_store, [*clips, replace(clips[0], utterance_id="mine/elsewhere")])
 
 
 def test_a_full_disk_ends_the_job_with_one_line(made, tmp_path, monkeypatch):

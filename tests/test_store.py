@@ -8,7 +8,7 @@ from ser_ray import store as stores
 from ser_ray.accounts import conflicts
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
-from ser_ray.store import METADATA, Store, decode, encode, feature_type, row_schema
+from ser_ray.store import FOUND, METADATA, Store, decode, encode, feature_type, row_schema
 from ser_ray.utterance import Reject, Utterance
 
 SUMMARY = FeatureConfig()
@@ -71,6 +71,26 @@ def test_writing_a_shard_twice_changes_nothing(tmp_path):
     assert store.rejects() == [Reject("x.wav", "ravdess", "ravdess/x", "empty file")]
 
 
+def test_each_row_of_a_search_and_each_clip_of_tasks_is_rejected_once(tmp_path):
+    store = Store(str(tmp_path))
+    row = Reject("a.wav", "mine", "mine/a", "unknown emotion 'x'")
+    store.write_rejects(FOUND, [row, row])  # two rows of a table
+    standing, passing = (Reject(f"{i}.wav", "mine", f"mine/{i}", "empty file") for i in "bc")
+    for names in ("bc", "c"):  # an attempt that died, and the next one
+        store.write_shard(rows("a"), [reject for reject in (standing, passing) if reject.path[0] in names], names)
+    assert store.rejects() == [row, row, standing, passing]
+    assert store.keep_rejects(lambda reject: reject.path != "c.wav") == {"mine/b"}
+    assert store.rejects() == [standing]
+
+
+def test_a_folder_of_other_things_does_not_become_a_store(tmp_path):
+    (tmp_path / "rejects").mkdir()
+    (tmp_path / "rejects" / "letter.parquet").write_text("not ours")
+    with pytest.raises(UserError, match="is no feature store but holds rejects; name an empty folder"):
+        Store(str(tmp_path)).claim(SETTINGS)
+    assert (tmp_path / "rejects" / "letter.parquet").exists()
+
+
 def test_keep_takes_out_what_vanished_and_what_is_broken(tmp_path):
     store = Store(str(tmp_path))
     store.write_shard(rows("a", "b"), [])
@@ -110,9 +130,9 @@ def test_a_crash_while_rows_are_taken_out_loses_none(tmp_path):
 
 def test_sweeping_takes_drafts_and_damage_and_nothing_else(tmp_path):
     store = Store(str(tmp_path))
+    store.claim(SETTINGS)
     shard = store.write_shard(rows("a"), [Reject("x.wav", "ravdess", "ravdess/x", "empty file")])
     store.write_plan([])
-    store.claim(SETTINGS)
     whole = {path for path in tmp_path.rglob("*") if path.is_file()}
     content = Path(shard).read_bytes()
     (tmp_path / "shards" / "cut.parquet").write_bytes(content[:-1])

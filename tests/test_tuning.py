@@ -106,9 +106,9 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     assert "trial 3/3" in out and "Best: validation UAR" in out
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
     assert len(trials) == 3 and {trial["status"] for trial in trials} <= {"finished", "stopped"}
-    first = min(trials, key=lambda trial: trial["began"])["values"]
+    first = [trial["values"] for trial in sorted(trials, key=lambda trial: trial["began"])[:2]]  # two at a time
     as_is = TrainConfig.for_model("cnn1d")
-    assert first == {name: getattr(as_is, name) for name in ("learning_rate", "batch_size", "balance")}
+    assert {name: getattr(as_is, name) for name in ("learning_rate", "batch_size", "balance")} in first
     trials.sort(key=lambda trial: trial["ended"])  # of equally good ones the first counts
     best = max(trials, key=lambda trial: trial["curve"][-1])
     flags = json.loads(Path("runs/search/best.json").read_text())
