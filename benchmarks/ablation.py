@@ -23,7 +23,7 @@ from ser_ray.emotions import parse_labels
 from ser_ray.errors import UserError
 from ser_ray.experiment import choose_rows
 from ser_ray.flags import open_store, parse_experiment
-from ser_ray.results import show_epoch
+from ser_ray.results import claim, show_epoch
 from ser_ray.search_space import settle
 from ser_ray.splits import split
 from ser_ray.training import fit
@@ -87,6 +87,7 @@ def main(argv: list[str]) -> None:
         say(name)
         changed = settle(experiment, AWAY[name])
         folder = storage.join(storage.normalize(flags.output), name.replace(" ", "-"))
+        claim(folder, changed.identity(store), shlex.join(["python", *sys.argv]))
         show = partial(show_epoch, epochs=changed.train.epochs)
         fitted = fit(store, parts, parts.labels, changed.model, changed.train, changed.frame_augment, folder, show)
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])

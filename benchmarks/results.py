@@ -233,7 +233,7 @@ def model(run: dict[str, Any]) -> str:
 def name(run: dict[str, Any]) -> str:
     """Return the protocol, marked where it leaks, and the fold."""
     leaky = " (LEAKY)" if is_leaky(run) else ""
-    fold = f"all {len(run['folds'])} folds" if "folds" in run else f"fold {run['fold']}"
+    fold = f"all {len(run['folds'])} folds" if run["fold"] == "all" else f"fold {run['fold']}"
     return f"{run['protocol']}{leaky}, {fold}"
 
 

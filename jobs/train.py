@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
     experiment, values = parse_experiment(argv, __doc__, Flags)
     output = storage.normalize(values["output"] or fresh_root(experiment.model.model))
     refuse_finished(output)
+    if not values["output"]:
+        say(f"Run: {output}")
     store, made = open_store(values, experiment)
     command = shlex.join(["python", *sys.argv])
     whole = values["fold"] == "all"

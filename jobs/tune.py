@@ -52,16 +52,18 @@ class Flags:
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, search, say where the results are."""
     experiment, values = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers",))
-    space = read_space(values["space"], experiment)
+    space, config = read_space(values["space"], experiment), cli.pick(TuneConfig, values)
     output = storage.normalize(values["output"] or fresh_root("tune"))
     begun = storage.exists(storage.join(output, "run.json"))
     if begun and not values["resume"]:
         raise UserError(f"{output} holds a search; go on with it by --resume, or choose another --output")
     if values["resume"] and not begun:
         raise UserError(f"--resume: there is no search in {output}")
-    store, _ = open_store(values, experiment)
+    if not values["output"]:
+        say(f"Search: {output}")
+    store, made = open_store(values, experiment)
     command = shlex.join(["python", *sys.argv])
-    show_scores(tune(store, experiment, cli.pick(TuneConfig, values), space, output, command))
+    show_scores(tune(store, experiment, config, space, output, command, made))
     say(f"Search: {output} (report.html, best.json, trials.parquet, best/)")
 
 

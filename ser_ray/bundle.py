@@ -36,6 +36,8 @@ class Bundle:
         model: Its configuration.
         features: How its features are made from sound.
         labels: What its outputs mean.
+        views: Speed, and pitch in semitones, of the copies of a log-mel clip that the answer is averaged over; none to
+            hear clips as they are.
         temperature: Divides the logits, so that probabilities are honest; fitted on validation speakers.
         heard_speakers: Speakers in its training and validation; no honest test has them.
         facts: Where it comes from: protocol, scores, versions.
@@ -45,6 +47,7 @@ class Bundle:
     model: ModelConfig
     features: FeatureConfig
     labels: LabelSet
+    views: tuple[tuple[float, float], ...] = ()
     temperature: float = 1.0
     heard_speakers: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Bundle:
             "members": len(self.network.members) if isinstance(self.network, Ensemble) else 1,
             "features": asdict(self.features),
             "labels": asdict(self.labels),
+            "views": self.views,
             "temperature": self.temperature,
             "heard_speakers": self.heard_speakers,
             "facts": self.facts,
@@ -93,15 +97,17 @@ def load(folder: str) -> Bundle:
         network = members[0] if len(members) == 1 else Ensemble(members)
         network.load_state_dict(weights)
         heard = tuple(map(str, config["heard_speakers"]))
+        views = tuple((float(speed), float(semitones)) for speed, semitones in config.get("views", ()))
         temperature, facts = float(config["temperature"]), dict(config["facts"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} is not a model that this version reads: {str(error).splitlines()[0]}") from None
-    return Bundle(network.eval(), model, features, labels, temperature, heard, facts)
+    return Bundle(network.eval(), model, features, labels, views, temperature, heard, facts)
 
 
-def answer(network: nn.Module, features: FeatureConfig, examples: Examples) -> torch.Tensor:
-    """Return the logits `[N, C]` of a trained network: on log-mel clips, averaged over changed copies of each."""
-    return predict_logits(Views(network, features) if features.kind == "log_mel" else network, examples)
+def answer(bundle: Bundle, examples: Examples, member: nn.Module | None = None) -> torch.Tensor:
+    """Return the logits `[N, C]` of a model, or of one of its members alone, averaged over its views of each clip."""
+    network = member or bundle.network
+    return predict_logits(Views(network, bundle.features, bundle.views) if bundle.views else network, examples)
 
 
 def probabilities(bundle: Bundle, logits_NC: torch.Tensor) -> torch.Tensor:

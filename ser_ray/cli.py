@@ -87,7 +87,7 @@ def run(job: Callable[[Sequence[str]], None]) -> None:
         print(f"{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; what is done is kept, and the same --output goes on from here", file=sys.stderr)
         sys.exit(130)
     finally:
         gc.freeze()  # or Python looks through all of torch for garbage once more before it ends, which takes a second

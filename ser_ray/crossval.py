@@ -14,10 +14,11 @@ import ray
 from ser_ray import metrics, storage
 from ser_ray.cluster import Board, count_resources, following, plan_workers, quiet
 from ser_ray.console import say
+from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment, choose_rows, run
 from ser_ray.results import claim, headline, is_finished, read_run, refuse_finished, show_epoch, versions, write_run
 from ser_ray.splits import num_folds
-from ser_ray.store import Store
+from ser_ray.store import Store, differences
 
 
 def cross_validate(
@@ -52,6 +53,9 @@ def cross_validate(
     claim(run_root, identity, command)
     roots = [storage.join(run_root, f"fold-{fold}") for fold in range(count)]
     todo = [fold for fold in range(count) if not is_finished(roots[fold])]
+    for root in (roots[fold] for fold in range(count) if fold not in todo):
+        if changed := differences(read_run(root)[0]["config"], identity, without=("fold",)):
+            raise UserError(f"{root} was run with other settings ({changed}); choose another --output")
     share = min(len(todo), _side_by_side(experiment))
     say(f"{count} folds, {len(todo)} to do, {max(share, 1)} at a time")
 

@@ -19,7 +19,7 @@ from ser_ray.console import say, show_table
 from ser_ray.emotions import LabelSet, parse_labels
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
-from ser_ray.frame_augment import FrameAugmentConfig
+from ser_ray.frame_augment import VIEWS, FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import TrainConfig
 from ser_ray.models import FEATURES_OF, Ensemble, ModelConfig
@@ -96,11 +96,11 @@ def run(
     """
     refuse_finished(run_root)
     rows, chosen = choose_rows(store, experiment)
-    claim(run_root, experiment.identity(store), command)
     started = time.perf_counter()
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
     labels, leaks = parts.labels, check(rows, parts, experiment.split.protocol)
     _refuse_untrained(rows, parts)
+    claim(run_root, experiment.identity(store), command)
     several = experiment.members > 1
     description = parts.description
     if several:
@@ -127,6 +127,7 @@ def run(
     networks = [one.network for one in fitted]
     network = Ensemble(networks) if several else networks[0]
     bundle = Bundle(network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
+    bundle.views = VIEWS if bundle.features.kind == "log_mel" else ()
     bundle.heard_speakers = tuple(sorted(_speakers(rows, parts.train) | _speakers(rows, parts.validation)))
     bundle.temperature = _fit_temperature(store, bundle, networks[0], validation)
     predictions = predict_rows(bundle, store, chosen[parts.test])
@@ -217,7 +218,7 @@ def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray) -> pa.Table:
         The table of `predictions.parquet` with a column `path` besides.
     """
     rows = store.take(indices, [*_PREDICTED, "emotion", "path", "augmentation", "features"])
-    logits_NC = answer(bundle.network, bundle.features, Examples.from_rows(rows, bundle.labels))
+    logits_NC = answer(bundle, Examples.from_rows(rows, bundle.labels))
     probabilities_NC = probabilities(bundle, logits_NC).numpy()
     names = np.array(bundle.labels.names)
     table = rows.select(_PREDICTED)
@@ -235,7 +236,7 @@ def _named(show: Callable[[dict[str, Any]], None], name: dict[str, int], epoch: 
 def _fit_temperature(store: Store, bundle: Bundle, network: nn.Module, validation: np.ndarray) -> float:
     """Fit the temperature to what a network says of its validation rows; members that were trained on them take it."""
     examples = Examples.from_rows(store.take(validation, COLUMNS), bundle.labels)
-    return metrics.fit_temperature(answer(network, bundle.features, examples).numpy(), examples.targets.numpy())
+    return metrics.fit_temperature(answer(bundle, examples, network).numpy(), examples.targets.numpy())
 
 
 def _refuse_untrained(rows: pa.Table, parts: Split) -> None:

@@ -12,6 +12,7 @@ Shapes: B clips, T frames of a window, M mel bands, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,17 +144,20 @@ class Views(nn.Module):
     Args:
         network: Takes log-mel clips and their lengths, gives logits.
         features: How the clips were made.
+        views: Speed, and pitch in semitones, of each copy.
     """
 
-    def __init__(self, network: nn.Module, features: FeatureConfig) -> None:
+    def __init__(
+        self, network: nn.Module, features: FeatureConfig, views: Sequence[tuple[float, float]] = VIEWS
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.views = network, views
         self.register_buffer("centers_M", _centers(features))
 
     def forward(self, x_BTM: Tensor, lengths_B: Tensor) -> Tensor:
         """Return `logits_BC`."""
         logits_VBC = []
-        for speed, semitones in VIEWS:
+        for speed, semitones in self.views:
             view_BTM, view_lengths_B = stretch(x_BTM, lengths_B, speed) if speed != 1 else (x_BTM, lengths_B)
             if semitones:
                 ratio_B = x_BTM.new_full((len(x_BTM),), 2 ** (semitones / 12))

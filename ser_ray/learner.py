@@ -72,9 +72,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate must be above 0, got {self.learning_rate}")
         for name, most in (
@@ -279,8 +279,8 @@ def deal(rows_N: Tensor, config: TrainConfig, epoch: int, rank: int = 0, world: 
     """Return the batches of one worker in one epoch.
 
     An epoch is one seeded permutation of the rows, dealt to the ranks in turn, so that it is the same however many
-    there are. All ranks take as many steps; the last rows may be met twice. Batches are even: batch statistics need
-    several clips.
+    there are. All ranks take as many steps; the last rows may be met twice. Batches are even, and none is of a
+    single clip: batch statistics need several.
 
     Args:
         rows_N: Indices of all training rows.
@@ -293,7 +293,7 @@ def deal(rows_N: Tensor, config: TrainConfig, epoch: int, rank: int = 0, world: 
     order_N = rows_N[torch.randperm(len(rows_N), generator=generator).to(rows_N.device)]
     share = -(-len(order_N) // world)
     mine = order_N.repeat(2)[rank : share * world : world]
-    return list(mine.tensor_split(-(-share // config.batch_size)))
+    return list(mine.tensor_split(max(1, min(-(-share // config.batch_size), share // 2))))
 
 
 def _seed(seed: int, epoch: int) -> int:

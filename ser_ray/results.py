@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -61,7 +60,6 @@ def claim(run_root: str, identity: dict[str, Any], command: str) -> None:
         UserError: The folder holds a run of other settings; the message names them.
     """
     path = storage.join(run_root, "run.json")
-    identity = json.loads(json.dumps(identity))  # tuples become lists, as they do on disk
     if storage.exists(path):
         changed = differences(storage.read_json(path)["identity"], identity)
         if changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 import yaml
@@ -10,9 +11,13 @@ import yaml
 from ser_ray import storage
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
+from ser_ray.learner import TrainConfig
+from ser_ray.models import ModelConfig
 
 PARTS = ("train", "model", "frame_augment")  # of an experiment, whose fields may be searched
 FIXED = ("model", "epochs", "monitor", "num_workers", "device", "precision", "compile", "memory_gb", "seed")
+
+ELSEWHERE = ("num_workers", "device", "compile", "memory_gb")  # where a training runs, not what it does
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class TuneConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
         if self.search not in ("tpe", "random"):
             raise UserError(f"--search {self.search}: choose tpe or random")
+        if self.search == "tpe" and find_spec("optuna") is None:
+            raise UserError("--search tpe needs Optuna: pip install -e '.[tune]', or --search random")
         if self.time_budget_s < 0:
             raise UserError(f"--time-budget-s must be 0 or more, got {self.time_budget_s}")
 
@@ -132,17 +139,24 @@ def _type_of(experiment: Experiment, name: str) -> str:
 
 
 def _domain(wish: Any, type_: str) -> Range | tuple[Any, ...]:
+    number = {"int": _whole, "float": float}.get(type_)
     if isinstance(wish, list) and wish:
-        return tuple(wish)
+        return tuple(map(number, wish)) if number else tuple(wish)
     if not isinstance(wish, dict) or not {"low", "high"} <= set(wish) <= {"low", "high", "log"}:
         raise ValueError("give a list of choices, or low and high, and log: true for a logarithmic scale")
-    if type_ not in ("int", "float"):
+    if number is None:
         raise ValueError("takes choices, such as [one, other]")
-    low, high = ((int if type_ == "int" else float)(wish[end]) for end in ("low", "high"))
+    low, high = (number(wish[end]) for end in ("low", "high"))
     log = bool(wish.get("log", False))
     if not low < high or (log and low <= 0):
         raise ValueError(f"low must be below high, and above 0 for log; got {low} and {high}")
     return Range(low, high, log)
+
+
+def _whole(value: Any) -> int:
+    if float(value) != int(float(value)):
+        raise ValueError(f"takes whole numbers, got {value}")
+    return int(float(value))
 
 
 def settle(experiment: Experiment, values: dict[str, Any]) -> Experiment:
@@ -171,3 +185,15 @@ def usual(experiment: Experiment, space: Space) -> dict[str, Any] | None:
             return None
         values[name] = value
     return values
+
+
+def flags_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the flags, by name, by which the training of an experiment differs from the usual one of its model."""
+    model = experiment.model.model
+    flags: dict[str, Any] = {"model": model, "epochs": experiment.train.epochs}
+    plain = Experiment(model=ModelConfig(model), train=TrainConfig.for_model(model))
+    for part in PARTS:
+        config, other = getattr(experiment, part), getattr(plain, part)
+        names = [field.name for field in fields(config) if field.name not in ELSEWHERE]
+        flags |= {name: getattr(config, name) for name in names if getattr(config, name) != getattr(other, name)}
+    return flags

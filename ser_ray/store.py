@@ -309,16 +309,17 @@ class Store:
         return {reject.utterance_id for reject in stay}
 
 
-def differences(info: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Say which settings of a store differ from the wanted ones, such as `n_mels: 64, wanted 128`."""
+def differences(info: dict[str, Any], settings: dict[str, Any], without: Sequence[str] = ()) -> str:
+    """Say which settings of a store differ from the wanted ones, such as `n_mels: 64, wanted 128`, without some."""
 
     def flat(value: Any, name: str) -> dict[str, Any]:
         if isinstance(value, dict):
             return {k: v for key, inner in value.items() for k, v in flat(inner, key).items()}
         return {name: value}
 
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as they do on disk
     have, want = flat({key: info.get(key) for key in settings}, ""), flat(settings, "")
-    changed = sorted(key for key in have.keys() | want.keys() if have.get(key) != want.get(key))
+    changed = sorted(key for key in (have.keys() | want.keys()) - {*without} if have.get(key) != want.get(key))
     return "; ".join(f"{key}: {have.get(key)}, wanted {want.get(key)}" for key in changed)
 
 

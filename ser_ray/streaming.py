@@ -38,8 +38,10 @@ def batches(
     for table in tables:
         examples = Examples.from_rows(table, labels).to(device)
         count = len(examples)
+        if count < 2:  # batch statistics need several clips
+            continue
         order_N = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        for index_B in order_N.to(device).tensor_split(-(-count // batch_size)):
+        for index_B in order_N.to(device).tensor_split(min(-(-count // batch_size), count // 2)):
             yield examples, index_B
 
 

@@ -17,8 +17,18 @@ SHOWN = 5  # trials that ended, on the screen
 def read_trials(run_root: str) -> list[dict[str, Any]]:
     """Return the trials of a search that have ended, in the order in which they did."""
     folder = storage.join(run_root, "trials")
-    trials = [storage.read_json(storage.join(folder, name)) for name in storage.list_names(folder)]
-    return sorted(trials, key=lambda trial: trial["ended"])
+    names = [name for name in storage.list_names(folder) if name.endswith(".json")]  # no drafts of killed searches
+    return sorted((storage.read_json(storage.join(folder, name)) for name in names), key=lambda trial: trial["ended"])
+
+
+def ranked(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trials that can win, the best first; of equals the one that ended first.
+
+    A trial that failed would fail again. One that was judged on more inner folds goes before one that was stopped
+    earlier: their scores are means over other speakers.
+    """
+    good = [trial for trial in trials if trial["curve"] and trial["status"] != "failed"]
+    return sorted(good, key=lambda trial: (-trial["folds"], -trial["curve"][-1]))
 
 
 class Recorder:
@@ -37,13 +47,21 @@ class Recorder:
 
     def begin(self, trial: str, settings: dict[str, Any]) -> None:
         """Note that a trial begins."""
-        values = _plain(settings)
-        self.running.setdefault(trial, {"trial": trial, "values": values, "curve": [], "began": time.time()})
+        record = {"trial": trial, "values": _plain(settings), "curve": [], "folds": 0, "began": time.time()}
+        self.running.setdefault(trial, record)
         self._show()
 
-    def epoch(self, trial: str, number: int, score: float) -> None:
-        """Note the best score of a trial after an epoch, counted from 1; one that comes twice counts once."""
+    def epoch(self, trial: str, number: int, score: float, folds: int = 1) -> None:
+        """Note the best score of a trial after an epoch, counted from 1; one that comes twice counts once.
+
+        Args:
+            trial: Its id.
+            number: Of the epoch.
+            score: The best so far, the mean over the inner folds that it was judged on.
+            folds: How many these are.
+        """
         if trial in self.running:
+            self.running[trial]["folds"] = folds
             curve = self.running[trial]["curve"]
             curve.append(score)
             del curve[number:]
@@ -57,16 +75,16 @@ class Recorder:
         record |= {"status": status, "error": error, "ended": time.time()}
         storage.write_json(storage.join(self.run_root, "trials", f"{trial}.json"), record)
         self.ended.append(record)
-        best = max((max(t["curve"]) for t in self.ended if t["curve"]), default=0.0)
+        best = next((f"{t['curve'][-1]:.1%}" for t in ranked(self.ended)), "none yet")
         score = f"validation UAR {record['curve'][-1]:.1%}" if record["curve"] else error
         say(
             f"trial {len(self.ended)}/{self.total} {status} after {len(record['curve'])} epochs: {score}, "
-            f"best {best:.1%}; {said(record['values'])}"
+            f"best {best}; {said(record['values'])}"
         )
         self._show()
 
     def _show(self) -> None:
-        best = sorted((t for t in self.ended if t["curve"]), key=lambda t: -t["curve"][-1])[:SHOWN]
+        best = ranked(self.ended)[:SHOWN]
         rows = [*(("running", t) for t in self.running.values()), *((t["status"], t) for t in best)]
         self.screen(
             f"{len(self.ended)} of {self.total} trials ended",

@@ -38,13 +38,15 @@ from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment, inner_splits, run
 from ser_ray.results import claim, refuse_finished
-from ser_ray.search_space import Range, Space, TuneConfig, settle, usual
+from ser_ray.search_space import Range, Space, TuneConfig, flags_of, settle, usual
 from ser_ray.splits import Split
 from ser_ray.store import Store
 from ser_ray.training import Shared, fit, share_rows
-from ser_ray.trials import Recorder, read_trials, said
+from ser_ray.trials import Recorder, ranked, read_trials, said
 
 OBJECTIVE = "objective"  # mean over inner folds of the best validation UAR so far
+STEP = "epochs_due"  # epochs of all inner folds so far, those that patience spared among them: what ASHA compares at
+FOLDS = "folds"  # inner folds behind the objective
 PLACE = "placement_group"  # of a trial's workers
 REDUCTION = 3  # ASHA keeps a third at each rung
 FIRST_RUNG = 8  # as a part of all epochs
@@ -52,7 +54,13 @@ DRIVER = {"CPU": 0, "memory": 1 << 20}  # a trial's own process waits for its wo
 
 
 def tune(
-    store: Store, experiment: Experiment, config: TuneConfig, space: Space, run_root: str, command: str
+    store: Store,
+    experiment: Experiment,
+    config: TuneConfig,
+    space: Space,
+    run_root: str,
+    command: str,
+    made_speech: bool = False,
 ) -> dict[str, Any]:
     """Search, then train the best settings once more and test them.
 
@@ -66,6 +74,7 @@ def tune(
         space: What to change.
         run_root: The search's folder or URI.
         command: The command line, for the record.
+        made_speech: Whether the clips are synthetic.
 
     Returns:
         The content of the best run's `metrics.json`.
@@ -75,19 +84,21 @@ def tune(
     """
     refuse_finished(storage.join(run_root, "best"))
     trials = search(store, experiment, config, space, run_root, command)
-    good = [trial for trial in trials if trial["curve"]]
+    good = ranked(trials)
     if not good:
         errors = {trial["error"] for trial in trials}
         raise UserError(f"no trial succeeded: {'; '.join(sorted(errors)) or 'none was begun in time'}")
-    best = max(good, key=lambda trial: trial["curve"][-1])
-    flags = {"model": experiment.model.model, "epochs": experiment.train.epochs, **best["values"]}
-    storage.write_json(storage.join(run_root, "best.json"), flags)
+    best = good[0]
+    settled = settle(experiment, best["values"])
+    storage.write_json(storage.join(run_root, "best.json"), flags_of(settled) | best["values"])
+    # With as many workers as its trial had: the batch size is that of a worker.
+    settled = replace(settled, train=replace(settled.train, num_workers=str(config.workers_per_trial)))
     table = pa.Table.from_pylist([{**trial, **trial["values"]} for trial in trials]).drop_columns("values")
     storage.write(storage.join(run_root, "trials.parquet"), lambda stream: pq.write_table(table, stream))
     page = report.search_page(title=run_root.rsplit("/", 1)[-1], trials=trials, space=space, best=best, command=command)
     storage.write_text(storage.join(run_root, "report.html"), page)
     say(f"Best: validation UAR {best['curve'][-1]:.1%} with {said(best['values'])}")
-    return run(store, settle(experiment, best["values"]), storage.join(run_root, "best"), command)
+    return run(store, settled, storage.join(run_root, "best"), command, made_speech)
 
 
 def search(
@@ -99,8 +110,9 @@ def search(
         The trials that ended, those of an earlier part of the search included, as `RUN/trials/*.json` have them.
     """
     loggers = _mlflow_loggers(config.mlflow, run_root)  # a wrong address shall leave no trace
-    claim(run_root, {**experiment.identity(store), "space": {k: str(v) for k, v in space.items()}}, command)
     labels, splits = inner_splits(store, experiment, config.inner_folds)
+    searched = {"space": {k: str(v) for k, v in space.items()}, "inner_folds": config.inner_folds}
+    claim(run_root, {**experiment.identity(store), **searched}, command)
     trials = read_trials(run_root)
     left = config.num_samples - len(trials)
     if trials:
@@ -136,10 +148,11 @@ def _run_trials(
     scheduler: TrialScheduler = FIFOScheduler()
     if config.early_stopping:
         rungs = {"grace_period": max(1, epochs // FIRST_RUNG), "reduction_factor": REDUCTION}
-        scheduler = _Asha(brake, max_t=epochs + 1, **rungs)  # trials that come so far end by themselves
+        scheduler = _Asha(brake, time_attr=STEP, max_t=epochs + 1, **rungs)  # trials that come so far end by themselves
     arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
     arguments["brake"] = brake
     trainable = ray.tune.with_parameters(_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would take what was tried so far for all of it
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
     deadline = time.time() + (config.time_budget_s or math.inf)
     with watch() as screen:
@@ -176,15 +189,13 @@ def _searcher(
     """
     seed = experiment.train.seed + len(ended)
     as_is = usual(experiment, space)
-    first = [as_is] if as_is and not ended else None
+    first = [as_is] if as_is and as_is not in [trial["values"] for trial in ended] else None
     if config.search == "random":
         # Tune holds all other searchers, but not this one, to its own limit of trials at a time.
         return _Random(deadline, first, max_concurrent=concurrent, random_state=seed)
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError:
-        raise UserError("--search tpe needs Optuna: pip install -e '.[tune]', or --search random") from None
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     class Tpe(OptunaSearch):
@@ -196,7 +207,7 @@ def _searcher(
             self.begun = True
             return super().suggest(trial_id)
 
-    known = [trial for trial in ended if trial["curve"]]
+    known = ranked(ended)
     return Tpe(
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         points_to_evaluate=[trial["values"] for trial in known] or first,
@@ -241,7 +252,8 @@ def _trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> None
         what = arguments["store"], parts, parts.labels, todo.model, todo.train, todo.frame_augment
         where = storage.join(folder, str(fold))
         stop = partial(_is_pulled, arguments["brake"], trial)
-        fitted = fit(*what, where, lambda epoch: None, arguments["share"], shared, [_ToTune(done)], stop)
+        tell = _ToTune(done, fold * todo.train.epochs)
+        fitted = fit(*what, where, lambda epoch: None, arguments["share"], shared, [tell], stop)
         if _is_pulled(arguments["brake"], trial):
             return
         done.append(max(epoch["validation_uar"] for epoch in fitted.history))
@@ -269,16 +281,17 @@ class _Random(BasicVariantGenerator):
 class _ToTune(TuneReportCallback):
     """Runs in Ray Train's controller; hands each epoch to Tune."""
 
-    def __init__(self, done: list[float]) -> None:
+    def __init__(self, done: list[float], epochs_before: int) -> None:
         super().__init__()
-        self.done, self.best = list(done), 0.0
+        self.done, self.epochs_before, self.best = list(done), epochs_before, 0.0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report the mean over inner folds of the best validation UAR so far."""
         if "validation_uar" in metrics[0]:
             self.best = max(self.best, metrics[0]["validation_uar"])
             score = float(np.mean([*self.done, self.best]))
-            self._training_actor_item_queue.put({OBJECTIVE: score, PLACE: metrics[0][PLACE]})
+            note = {OBJECTIVE: score, STEP: self.epochs_before + metrics[0]["epoch"], FOLDS: len(self.done) + 1}
+            self._training_actor_item_queue.put({**note, PLACE: metrics[0][PLACE]})
 
 
 class _Asha(ASHAScheduler):
@@ -324,7 +337,7 @@ class _ToRecorder(ray.tune.Callback):
         """Pass an epoch on."""
         if OBJECTIVE in result:
             self.places[trial.trial_id] = result[PLACE]
-            self.recorder.epoch(trial.trial_id, result["training_iteration"], result[OBJECTIVE])
+            self.recorder.epoch(trial.trial_id, result["training_iteration"], result[OBJECTIVE], result[FOLDS])
             if time.time() > self.deadline and trial.trial_id not in self.late:
                 self.late.add(trial.trial_id)
                 self.brake.pull.remote(trial.trial_id)

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from ser_ray import bundle, experiment, metrics
+from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
+from ser_ray.features import FeatureConfig
+from ser_ray.frame_augment import VIEWS
+from ser_ray.inference import Examples, predict_logits
 from ser_ray.learner import TrainConfig
-from ser_ray.models import ModelConfig
+from ser_ray.models import ModelConfig, build
 from ser_ray.results import claim, show_scores
 from ser_ray.splits import SplitConfig
 
@@ -143,3 +147,22 @@ def test_a_damaged_bundle_is_refused(finished, tmp_path, damage):
         bundle.load(str(tmp_path))
     with pytest.raises(UserError, match="holds no trained model"):
         bundle.load(str(tmp_path / "elsewhere"))
+
+
+def test_a_model_on_log_mel_answers_by_the_views_that_it_was_tested_with(tmp_path):
+    torch.manual_seed(0)
+    features, labels = FeatureConfig.for_kind("log_mel"), LabelSet()
+    network = build(ModelConfig(width=4), features.n_mels, len(labels.names)).eval()
+    keys, offsets = torch.arange(3), torch.tensor([0, 60, 100, 220])
+    examples = Examples(10 * torch.randn(220, features.n_mels) - 50, offsets, torch.zeros(3, dtype=torch.long), keys)
+    model = bundle.Bundle(network, ModelConfig(width=4), features, labels, views=VIEWS)
+    model.save(str(tmp_path / "new"))
+    loaded = bundle.load(str(tmp_path / "new"))
+    assert loaded.views == VIEWS
+    answer = bundle.answer(model, examples)
+    assert torch.equal(bundle.answer(loaded, examples), answer)
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    del config["views"]  # models of older versions were tested without
+    (tmp_path / "new" / "config.json").write_text(json.dumps(config))
+    as_it_is = bundle.answer(bundle.load(str(tmp_path / "new")), examples)
+    assert torch.equal(as_it_is, predict_logits(network, examples)) and not torch.allclose(as_it_is, answer, atol=1e-3)

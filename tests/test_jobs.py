@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,9 @@ def test_cross_validate_evaluate_compare(job, made, made_store, tmp_path):
     Path("runs/cv/metrics.json").unlink()  # as if cut short before the end: folds that are done are not done again
     code, out, _ = job("evaluate", "--run", "runs/cv")
     assert code == 0 and "Folds 0, 1 of a cross-validation that is not finished" in out
+    shutil.copytree("runs/cv/fold-0", "runs/longer/fold-0")
+    code, _, err = job("train", *wish, "--fold", "all", "--output", "runs/longer", "--patience", "9")
+    assert code == 2 and "fold-0 was run with other settings (patience: 5, wanted 9)" in err
     Path("runs/cv/fold-1/metrics.json").unlink()
     code, out, _ = job("train", *wish, "--fold", "all", "--output", "runs/cv")
     assert code == 0 and "2 folds, 1 to do" in out

@@ -1,6 +1,7 @@
 """Training without Ray: steps, epochs, and what is kept of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,8 @@ def test_ranks_share_an_epoch():
     assert set(torch.cat([batch for batches in dealt for batch in batches]).tolist()) == set(range(100, 123))
     assert torch.equal(torch.cat(dealt[1])[:7], whole[1::3][:7])
     assert not torch.equal(torch.cat(deal(rows, config, 2)), whole)
+    for count in (2, 3, 5, 33):  # batch statistics need several clips
+        assert min(map(len, deal(rows[:count], replace(config, batch_size=2), 1))) >= 2
 
 
 def test_one_cycle_rises_and_falls():

@@ -1,6 +1,7 @@
 """The search: its space, its trials on a small local Ray, and what it leaves behind."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -8,13 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from local_cluster import ROOT, LocalCluster
 
+from ser_ray import storage
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 from ser_ray.frame_augment import FrameAugmentConfig
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
 from ser_ray.report import search_page
-from ser_ray.search_space import DEFAULTS, Range, TuneConfig, read_space, settle, usual
+from ser_ray.search_space import DEFAULTS, Range, TuneConfig, flags_of, read_space, settle, usual
+from ser_ray.trials import ranked, read_trials
 
 SPACE = """
 learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}
@@ -36,6 +39,9 @@ def test_a_space_is_read(tmp_path):
     space = read_space(str(tmp_path / "space.yaml"), Experiment())
     assert space == {"learning_rate": Range(1e-3, 1e-2, True), "batch_size": (16, 32), "balance": Range(0.0, 1.0)}
     assert isinstance(space["balance"].high, float)
+    (tmp_path / "choices.yaml").write_text("learning_rate: [1e-3, 1e-2]\nwidth: [16.0]\nschedule: [plateau]\n")
+    space = read_space(str(tmp_path / "choices.yaml"), Experiment())  # YAML takes 1e-3 for a text
+    assert space == {"learning_rate": (1e-3, 1e-2), "width": (16,), "schedule": ("plateau",)}
     assert read_space(None, Experiment()) == DEFAULTS["log_mel_resnet"]
 
 
@@ -46,7 +52,9 @@ def test_a_space_is_read(tmp_path):
         ("learning_rate: {low: 1, high: 0.1}", "low must be below high"),
         ("learning_rate: {low: 0, high: 0.1, log: true}", "above 0 for log"),
         ("dropout: {low: 0, high: 1}", "--dropout must be 0 to 0.95"),
-        ("batch_size: [16, 0]", "--batch-size must be 1 or more"),
+        ("batch_size: [16, 1]", "--batch-size must be 2 or more"),
+        ("batch_size: [16.5]", "takes whole numbers, got 16.5"),
+        ("learning_rate: [fast]", "learning_rate: could not convert string to float: 'fast'"),
         ("schedule: {low: 0, high: 1}", "takes choices"),
         ("epochs: [1, 2]", "no such flag"),
         ("colour: [red]", "colour: no such flag"),
@@ -75,6 +83,35 @@ def test_settings_go_where_they_belong():
     assert todo.frame_augment.pitch == FrameAugmentConfig().pitch
     with pytest.raises(UserError, match="device is no flag that can be searched"):
         settle(Experiment(), {"device": "cuda"})
+
+
+def test_a_training_is_told_by_the_flags_that_are_not_as_usual():
+    todo = settle(Experiment(), {"learning_rate": 0.5, "width": 8})
+    todo = replace(todo, train=replace(todo.train, patience=99, num_workers="2"))
+    assert flags_of(todo) == {
+        **{"model": "log_mel_resnet", "epochs": 80, "learning_rate": 0.5, "patience": 99, "width": 8}
+    }
+
+
+def test_the_best_trial_did_not_fail_and_was_judged_on_most_folds(tmp_path):
+    def trial(name, status, folds, *curve):
+        return {"trial": name, "status": status, "folds": folds, "curve": list(curve), "ended": len(name)}
+
+    some = [trial("diverged", "failed", 1, 0.9), trial("begun", "failed", 0), trial("early", "stopped", 1, 0.7)]
+    assert [one["trial"] for one in ranked(some)] == ["early"]
+    some += [trial("all", "finished", 3, 0.8, 0.5), trial("other", "finished", 3, 0.5)]
+    assert [one["trial"] for one in ranked(some)] == ["all", "other", "early"]
+    for one in some:
+        storage.write_json(f"{tmp_path}/trials/{one['trial']}.json", one)
+    (tmp_path / "trials" / "early.json.1234.tmp").write_text("{")
+    assert [one["trial"] for one in read_trials(str(tmp_path))] == ["all", "begun", "early", "other", "diverged"]
+
+
+def test_a_search_by_tpe_needs_optuna(monkeypatch):
+    monkeypatch.setattr("ser_ray.search_space.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--search tpe needs Optuna: pip install .* or --search random"):
+        TuneConfig()
+    TuneConfig(search="random")
 
 
 @pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"search": "grid"}, {"time_budget_s": -1}, {"inner_folds": 0}])
