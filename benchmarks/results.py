@@ -50,8 +50,8 @@ used to choose anything.
 `cnn1d` is the network of the widely copied notebook on its 162 averaged features, `log_mel_resnet` ours on log-mel
 frames. The settings of `log_mel_resnet` (epochs, width, no squeeze-and-excitation, training within the corpus) were
 chosen by validation UAR on two folds of RAVDESS, its second input channel on two of CREMA-D besides, and the mean over
-five copies of a clip on one fold of each; those of `cnn1d` are its recipe's. CREMA-D was given 40 epochs beforehand: its
-epochs have more than twice the clips of one of RAVDESS. "× 3" are three members that answer together; the first is
+five copies of a clip on one fold of each; those of `cnn1d` are its recipe's. CREMA-D was given 40 epochs beforehand:
+its epochs have more than twice the clips of one of RAVDESS. "× 3" are three members that answer together; the first is
 validated, the others learn from its validation speakers too.
 
 A search was held against the default settings: `python jobs/tune.py --data CORPORA --corpus ravdess --protocol emobox

@@ -148,9 +148,7 @@ class Learner:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
         )
-        counts_C = counts_C.to(decayed[0])
-        rarity_C = (counts_C.sum() / counts_C.clamp(min=1)) ** config.balance
-        self.weight_C = rarity_C * counts_C.sum() / (rarity_C * counts_C).sum()
+        self.weight_C = class_weights(counts_C.to(decayed[0]), config.balance)
         self.steps = 0
         self.model = wrap(network)
 
@@ -273,6 +271,17 @@ class Learner:
         self.optimizer.load_state_dict({"state": slots, "param_groups": rest["optimizer"]})
         self.plateau.load_state_dict(rest["plateau"])
         self.steps = rest["steps"]
+
+
+def class_weights(counts_C: Tensor, balance: float) -> Tensor:
+    """Return how much a clip of each class counts in the loss: 1 on average over all clips.
+
+    Args:
+        counts_C: Training rows of each class.
+        balance: What `TrainConfig.balance` says.
+    """
+    rarity_C = (counts_C.sum() / counts_C.clamp(min=1)) ** balance
+    return rarity_C * counts_C.sum() / (rarity_C * counts_C).sum()
 
 
 def deal(rows_N: Tensor, config: TrainConfig, epoch: int, rank: int = 0, world: int = 1) -> list[Tensor]:

@@ -34,12 +34,13 @@ from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples
-from ser_ray.learner import Learner, TrainConfig, deal, is_over, part
+from ser_ray.learner import Learner, TrainConfig, class_weights, deal, is_over, part
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import Split
 from ser_ray.store import Store, name_rows
 
 CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
+MAX_LOSS = 100.0  # nats; guessing among eight emotions costs 2.1
 MAX_FAILURES = 3  # how often a lost worker is replaced
 
 
@@ -167,7 +168,7 @@ def fit(
         should_stop: Asked by the first worker after each epoch whether this shall have been the last.
 
     Raises:
-        UserError: The cluster or this machine lacks what was asked for, or the loss became NaN or infinite.
+        UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
     """
     info = store.info()
     rows = store.rows(["utterance_id", "augmentation", "emotion"])
@@ -180,6 +181,10 @@ def fit(
     elif shared is None:
         say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
         shared = share_rows(store, np.concatenate([split.train, split.validation]), labels)
+    counts = np.bincount(targets, minlength=len(labels.names))
+    if config.balance:
+        weights = zip(labels.names, class_weights(torch.from_numpy(counts), config.balance).tolist(), strict=True)
+        say(f"Weight of a clip in the loss: {', '.join(f'{name} {weight:.2f}' for name, weight in weights)}")
     workers = plan_workers(config.num_workers, config.device, share, streaming.CPUS if streamed else 0)
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
@@ -188,7 +193,7 @@ def fit(
         rows=shared.rows,
         train=None if streamed else shared.find(split.train),
         validation=shared.find(split.validation),
-        counts=np.bincount(targets, minlength=len(labels.names)),
+        counts=counts,
         statistics=streaming.statistics(store, split.train) if streamed else None,
         labels=labels,
         model=model,
@@ -221,7 +226,9 @@ def fit(
     with following(board, on_epoch):
         result = trainer.fit()
     if any(note.get("diverged") for note in ray.get(board.since.remote(0))):
-        raise UserError("the loss became NaN or infinite; lower --learning-rate (the last good checkpoint is kept)")
+        raise UserError(
+            f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate (the last good checkpoint is kept)"
+        )
     _, state = _read_checkpoint(result.checkpoint)
     history = state["history"]
     checkpoint, kept = result.checkpoint, history[-1]
@@ -287,7 +294,7 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
         train_loss = learner.train_epoch(epoch, batches, num_batches)
         train_s = time.perf_counter() - started
         scores = learner.validate(validation, validation_N) if len(task.validation) else {}
-        diverged = not math.isfinite(train_loss + scores.get("validation_loss", 0.0))
+        diverged = not math.isfinite(train_loss + scores.get("validation_loss", 0.0)) or train_loss > MAX_LOSS
         if not diverged:
             history.append(
                 {

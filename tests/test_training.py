@@ -72,7 +72,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made
 
 
 def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
-    with pytest.raises(UserError, match="NaN or infinite; lower --learning-rate"):
+    with pytest.raises(UserError, match="NaN, infinite or above 100; lower --learning-rate"):
         train(made_store, tmp_path, epochs=3, learning_rate=1e30)
 
 
