@@ -227,7 +227,8 @@ def fit(
         result = trainer.fit()
     if any(note.get("diverged") for note in ray.get(board.since.remote(0))):
         raise UserError(
-            f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate (the last good checkpoint is kept)"
+            f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate "
+            "(the last good checkpoint is kept)"
         )
     _, state = _read_checkpoint(result.checkpoint)
     history = state["history"]
