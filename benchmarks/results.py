@@ -33,7 +33,7 @@ much other speech; everything below is trained from scratch on the corpora alone
 recognize the intended emotion in about 60 % of RAVDESS clips, 41 % of CREMA-D, 82 % of TESS and 67 % of SAVEE.
 """
 
-ABLATION = "ablation.json"  # its file beside those of the runs
+ABLATION = "ablation-"  # how names of their files begin, beside those of the runs
 
 INTRO = """\
 # Results
@@ -78,12 +78,12 @@ class Flags:
 
     Attributes:
         runs: Folders of finished runs to add.
-        ablation: File that `benchmarks/ablation.py --json` wrote; none to leave the page's table as it is.
+        ablation: Files that `benchmarks/ablation.py --json` wrote, to add.
         output: The page to write; the figures of its runs lie in a folder of the same name.
     """
 
     runs: tuple[str, ...] = ()
-    ablation: str = ""
+    ablation: tuple[str, ...] = ()
     output: str = "docs/results.md"
 
 
@@ -93,13 +93,14 @@ def main(argv: list[str]) -> None:
     for place in values["runs"]:
         run = figures(read_run(place)[0])
         storage.write_json(storage.join(folder, f"{file_name(run)}.json"), run)
-    kept = storage.join(folder, ABLATION)
-    if values["ablation"]:
-        storage.write_json(kept, storage.read_json(values["ablation"]))
-    files = [name for name in storage.list_names(folder) if name.endswith(".json") and name != ABLATION]
-    if not files:
+    for place in values["ablation"]:
+        table = storage.read_json(place)
+        storage.write_json(storage.join(folder, f"{ABLATION}{'-'.join(table['corpora'])}.json"), table)
+    files = {name: storage.read_json(storage.join(folder, name)) for name in storage.list_names(folder)}
+    runs = sorted((run for name, run in files.items() if not name.startswith(ABLATION)), key=rank)
+    if not runs:
         raise UserError("--runs is missing: name the folders of finished runs")
-    runs = sorted((storage.read_json(storage.join(folder, name)) for name in files), key=rank)
+    tables = sorted((t for name, t in files.items() if name.startswith(ABLATION)), key=lambda t: len(t["corpora"]))
     parts = [
         INTRO,
         "## Published numbers\n",
@@ -107,7 +108,8 @@ def main(argv: list[str]) -> None:
         "## All runs\n",
         overview(runs),
         *([DIFFERENCE, overview([run for run in runs if is_notebook(run)])] if any(map(is_leaky, runs)) else []),
-        *([ablation(storage.read_json(kept))] if storage.exists(kept) else []),
+        *(["## What each part is worth\n"] if tables else []),
+        *map(ablation, tables),
         "## Each run\n",
         *map(section, runs),
     ]
@@ -179,15 +181,18 @@ def overview(runs: list[dict[str, Any]]) -> str:
 
 def ablation(figures: dict[str, Any]) -> str:
     """Return the table of what each part of the network and its training is worth."""
+    columns = {"best UAR": "best epoch", "last UAR": "last epoch"}
+    columns |= {name: name for name in figures["rows"][0] if name not in ("taken away", "epoch", *columns)}
+    pool = "" if len(figures["corpora"]) == 1 else " Those of single corpora and their mean are of the best epoch."
     lines = [
-        "## What each part is worth\n",
-        f"Taken away in turn, {figures['protocol']} fold {figures['fold']} of {'+'.join(figures['corpus'])}, "
-        f"{figures['epochs']} epochs, UAR on validation speakers; the tested ones were not read. One seed each, and "
-        "few speakers: differences of a few points may be chance.\n",
+        f"### {', '.join(figures['corpora'])}\n",
+        f"Taken away in turn, {figures['protocol']} fold {figures['fold']}, {figures['epochs']} epochs: UAR on "
+        f"validation speakers; the tested ones were not read.{pool} One seed each, and few speakers: differences of a "
+        "few points may be chance.\n",
         f"```bash\n{without_places(figures['command'])}\n```\n",
-        "| taken away | best epoch | last epoch |",
-        "|---|---|---|",
-        *(f"| {r['taken away']} | {percent(r['best UAR'])} | {percent(r['last UAR'])} |" for r in figures["rows"]),
+        f"| taken away | {' | '.join(columns.values())} |",
+        "|---" * (1 + len(columns)) + "|",
+        *(f"| {row['taken away']} | {' | '.join(percent(row[c]) for c in columns)} |" for row in figures["rows"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -253,7 +258,7 @@ def without_places(command: str) -> str:
             skip = word in ("--data", "--store", "--output", "--json")
         if not skip:
             kept.append(word)
-    return " ".join(kept)
+    return shlex.join(kept)
 
 
 def percent(value: float) -> str:

@@ -97,8 +97,8 @@ def time_bare(store: Store, parts: Split, config: TrainConfig) -> list[float]:
     all_N = torch.arange(len(train))
     network.standardize.set(*train.statistics(all_N))
     augment = FrameAugment(FrameAugmentConfig(), features, network.standardize.mean_F.clone(), config.seed)
-    counts_C = torch.bincount(train.targets, minlength=len(EMOTIONS))
-    learner = Learner(network, config, counts_C, augment, FrameAugmentConfig.mixup)
+    counts_GC = torch.bincount(train.targets, minlength=len(EMOTIONS))[None]
+    learner = Learner(network, config, counts_GC, augment, FrameAugmentConfig.mixup)
     ends = []
     for epoch in range(1, config.epochs + 1):
         batches = deal(all_N, config, epoch)

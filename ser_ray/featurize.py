@@ -64,10 +64,10 @@ class FeaturizeConfig:
             object.__setattr__(self, "augment", DEFAULT_AUGMENTATIONS)
         for name in self.augment:
             parse_augmentation(name)
-        if "none" not in self.augment:
-            object.__setattr__(self, "augment", ("none", *self.augment))
         if len(set(self.augment)) != len(self.augment):
             raise UserError(f"--augment names one augmentation twice: {' '.join(self.augment)}")
+        others = sorted(set(self.augment) - {"none"})  # in one order, so that any gives the same store
+        object.__setattr__(self, "augment", ("none", *others))
 
     def settings(self) -> dict[str, Any]:
         """Return what the store's fingerprint covers."""
@@ -172,8 +172,10 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     ends = list(accumulate(deal(len(todo), workers)))
     tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
     arguments = (store, config, draw_banks(config.features), device)
-    how = {"batch_size": None, "batch_format": "pyarrow", "fn_kwargs": {"plan": to_table(todo), "ends": ends}}
+    how = {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"plan": to_table(todo), "ends": ends}}
     if device == "cuda":
+        # Made here: tasks that read could wait for ever for the CPU of an actor that waits for them.
+        tasks = ray.data.from_items([{"id": i} for i in range(len(ends))], override_num_blocks=len(ends))
         actors = {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1, "fn_constructor_args": arguments}
         outcomes = tasks.map_batches(ShardWriter, **how, **actors)
     else:
@@ -223,7 +225,12 @@ class ShardWriter:
     def __init__(self, store: Store, config: FeaturizeConfig, banks: dict[str, Any], device: str) -> None:
         use_one_core()  # Ray runs one task a core
         self.store, self.config = store, config
-        self.kernel = Featurizer(config.features, banks).to(device)
+        self.kernel = Featurizer(config.features, banks)
+        self.problem = ""
+        try:
+            self.kernel.to(device)
+        except RuntimeError as error:  # Ray has a GPU there and torch has not
+            self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
         self.schema = row_schema(feature_type(config.features))
 
     def __call__(self, tasks: pa.Table, plan: pa.Table, ends: list[int]) -> pa.Table:
@@ -249,7 +256,9 @@ class ShardWriter:
             The numbers of `clips`, of those `rejected`, of windows that `slid` back and of clips that were `cut` at the
             window's end, and the `error` that stopped the task, or an empty text.
         """
-        outcome = {"clips": len(clips), "rejected": 0, "slid": 0, "cut": 0, "error": ""}
+        outcome = {"clips": len(clips), "rejected": 0, "slid": 0, "cut": 0, "error": self.problem}
+        if self.problem:
+            return outcome
         try:
             rejects, outcome["slid"], outcome["cut"] = self._write(clips)
             outcome["rejected"] = len(rejects)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ser_ray.emotions import LabelSet
 from ser_ray.store import decode
 
 _PART = 256  # examples that are copied at a time
-COLUMNS = ["utterance_id", "augmentation", "emotion", "features"]  # of a store, that examples are made of
+COLUMNS = ["utterance_id", "augmentation", "corpus", "emotion", "features"]  # of a store, that examples are made of
 
 
 @dataclass
@@ -32,22 +32,31 @@ class Examples:
         offsets: `[N + 1]`; example i is `values[offsets[i] : offsets[i + 1]]`.
         targets: `[N]` class indices.
         keys: `[N]` int64 drawn from each clip's id, whatever else is there.
+        groups: `[N]` which corpus each clip is of, by its place in the list that was given; else 0.
     """
 
     values: Tensor
     offsets: Tensor
     targets: Tensor
     keys: Tensor
+    groups: Tensor
 
     @classmethod
-    def from_rows(cls, rows: pa.Table, labels: LabelSet) -> Examples:
-        """Take the features and emotions of store rows; an emotion that is not among the labels has the target -1."""
+    def from_rows(cls, rows: pa.Table, labels: LabelSet, corpora: Sequence[str] = ()) -> Examples:
+        """Take what examples are made of from store rows.
+
+        Args:
+            rows: With the columns `COLUMNS`; `corpus` only if corpora are given.
+            labels: The classes; an emotion that is not among them has the target -1.
+            corpora: All there are, to know examples by their corpus.
+        """
         values, offsets = decode(rows.column("features"))
         index = {emotion: labels.index(emotion) for emotion in rows.column("emotion").unique().to_pylist()}
         targets = [-1 if index[e] is None else index[e] for e in rows.column("emotion").to_pylist()]
         digests = [hashlib.sha256(name.encode()).digest() for name in rows.column("utterance_id").to_pylist()]
         keys = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
-        return cls(torch.tensor(values), torch.tensor(offsets), torch.tensor(targets), torch.tensor(keys))
+        groups = [corpora.index(name) for name in rows.column("corpus").to_pylist()] if corpora else [0] * len(keys)
+        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups)))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Examples:
@@ -67,7 +76,8 @@ class Examples:
         """Return a copy of some examples."""
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_N.tolist()]
         offsets = torch.tensor([0, *map(len, clips)], device=self.offsets.device).cumsum(0)
-        return Examples(torch.cat(clips), offsets, self.targets[index_N], self.keys[index_N])
+        others = (tensor[index_N] for tensor in (self.targets, self.keys, self.groups))
+        return Examples(torch.cat(clips), offsets, *others)
 
     def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each feature over some examples' rows or frames, in float64."""
@@ -76,7 +86,7 @@ class Examples:
 
     def to(self, device: torch.device) -> Examples:
         """Move everything to a device."""
-        return Examples(*(tensor.to(device) for tensor in (self.values, self.offsets, self.targets, self.keys)))
+        return Examples(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def batch(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of some examples, `[B, F]` or padded `[B, T, F]`, and `lengths_B`."""

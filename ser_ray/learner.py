@@ -2,7 +2,7 @@
 
 Nothing here needs Ray.
 
-Shapes: N rows, B batch, C classes.
+Shapes: N rows, B batch, G corpora, C classes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class TrainConfig:
         weight_decay: AdamW's; none on biases and normalization.
         label_smoothing: Part of each target that is spread over all classes.
         balance: Exponent of the inverse class frequency that weighs the loss: 0 weighs clips alike, 1 classes.
+        balance_by: Where classes are counted for that: in each `corpus` by itself, so that of which corpus a clip is
+            says nothing of its emotion; or in `all` together.
         ema: Decay per step of the moving average of the weights that is validated and kept; 0 keeps the weights.
         monitor: What decides the best epoch, `validation_uar` or `validation_loss`.
         patience: Epochs without a better one after which training stops.
@@ -61,6 +63,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     balance: float = 0.0
+    balance_by: str = "corpus"
     ema: float = 0.0
     monitor: str = "validation_loss"
     patience: int = 5
@@ -90,10 +93,11 @@ class TrainConfig:
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("auto", "bf16", "float32")),
             ("schedule", ("one-cycle", "plateau")),
+            ("balance_by", ("corpus", "all")),
             ("monitor", ("validation_uar", "validation_loss")),
         ):
             if getattr(self, name) not in choices:
-                raise UserError(f"--{name} {getattr(self, name)}: choose {' or '.join(choices)}")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: choose {' or '.join(choices)}")
 
     @classmethod
     def for_model(cls, model: str, **changes: Any) -> TrainConfig:
@@ -114,7 +118,7 @@ class Learner:
     Args:
         network: The network, on its device; standardization fitted.
         config: How to train.
-        counts_C: How many training rows there are of each class, in all.
+        counts_GC: How many training rows there are of each corpus and class, on all workers.
         augment: Changes training clips; None leaves them as they are.
         mixup: Parameter of mixup; 0 for none.
         rank: Which worker this is.
@@ -126,7 +130,7 @@ class Learner:
         self,
         network: nn.Module,
         config: TrainConfig,
-        counts_C: Tensor,
+        counts_GC: Tensor,
         augment: FrameAugment | None = None,
         mixup: float = 0.0,
         rank: int = 0,
@@ -148,7 +152,7 @@ class Learner:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
         )
-        self.weight_C = class_weights(counts_C.to(decayed[0]), config.balance)
+        self.weight_GC = loss_weights(counts_GC.to(decayed[0]), config.balance, config.balance_by)
         self.steps = 0
         self.model = wrap(network)
 
@@ -177,8 +181,8 @@ class Learner:
 
     def _step(self, examples: Examples, index_B: Tensor, epoch: int) -> Tensor:
         """Take one step and return its loss, which stays on the device."""
-        target_BC = functional.one_hot(examples.targets[index_B], self.network.num_classes).to(self.weight_C)
-        weight_B = self.weight_C[examples.targets[index_B]]
+        target_BC = functional.one_hot(examples.targets[index_B], self.network.num_classes).to(self.weight_GC)
+        weight_B = self.weight_GC[examples.groups[index_B], examples.targets[index_B]]
         if self.augment:
             features, lengths_B = self.augment(examples, index_B, epoch), None  # windows are full
         else:
@@ -273,15 +277,19 @@ class Learner:
         self.steps = rest["steps"]
 
 
-def class_weights(counts_C: Tensor, balance: float) -> Tensor:
-    """Return how much a clip of each class counts in the loss: 1 on average over all clips.
+def loss_weights(counts_GC: Tensor, balance: float, by: str) -> Tensor:
+    """Return how much a clip of each corpus and class counts in the loss: 1 on average over the clips of each corpus.
 
     Args:
-        counts_C: Training rows of each class.
+        counts_GC: Training rows of each.
         balance: What `TrainConfig.balance` says.
+        by: What `TrainConfig.balance_by` says; by `all`, 1 is the average over all clips.
     """
-    rarity_C = (counts_C.sum() / counts_C.clamp(min=1)) ** balance
-    return rarity_C * counts_C.sum() / (rarity_C * counts_C).sum()
+    if by == "all":
+        counts_GC = counts_GC.sum(0, keepdim=True).expand_as(counts_GC)
+    total_G1 = counts_GC.sum(1, keepdim=True).clamp(min=1)
+    rarity_GC = (total_G1 / counts_GC.clamp(min=1)) ** balance
+    return rarity_GC * total_G1 / (rarity_GC * counts_GC).sum(1, keepdim=True).clamp(min=1)
 
 
 def deal(rows_N: Tensor, config: TrainConfig, epoch: int, rank: int = 0, world: int = 1) -> list[Tensor]:

@@ -32,6 +32,7 @@ class ModelConfig:
         depth: Residual blocks in each stage of `log_mel_resnet`.
         dropout: Dropout of `log_mel_resnet` after pooling.
         pooling: How `log_mel_resnet` pools over time: by `attention`, or by the plain `mean`; with standard deviations.
+        clip_mean: Whether `log_mel_resnet` sees a clip's mean over time: `kept`, `removed`, or `both` in two channels.
     """
 
     model: str = "log_mel_resnet"
@@ -39,12 +40,15 @@ class ModelConfig:
     depth: int = 1
     dropout: float = 0.3
     pooling: str = "attention"
+    clip_mean: str = "both"
 
     def __post_init__(self) -> None:
         if self.model not in FEATURES_OF:
             raise UserError(f"--model {self.model}: no such model; choose from {', '.join(FEATURES_OF)}")
         if self.pooling not in ("attention", "mean"):
             raise UserError(f"--pooling {self.pooling}: choose attention or mean")
+        if self.clip_mean not in ("kept", "removed", "both"):
+            raise UserError(f"--clip-mean {self.clip_mean}: choose kept, removed or both")
         for name, low, high in (("width", 4, 1024), ("depth", 1, 100), ("dropout", 0, 0.95)):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -124,7 +128,7 @@ class LogMelResNet(nn.Module):
     A convolution and three stages of residual blocks (He et al., Deep residual learning, 2016); then mean and standard
     deviation over time, weighted by attention (Okabe et al., Attentive statistics pooling, 2018). Bands are not
     averaged, so that the pooled statistics know their pitch. A second input channel lacks the clip's mean over time,
-    and so most of what the voice, the microphone and the room do to all of it alike.
+    and so most of what the voice, the microphone and the room do to all of it alike: a normalization by clip.
 
     Clips of any length share a batch: all that lies beyond a clip's own frames is kept at zero, as beyond its edges.
     """
@@ -132,9 +136,9 @@ class LogMelResNet(nn.Module):
     def __init__(self, num_bands: int, num_classes: int, config: ModelConfig) -> None:
         super().__init__()
         width, depth = config.width, config.depth
-        self.num_classes, self.dropout = num_classes, config.dropout
+        self.num_classes, self.dropout, self.clip_mean = num_classes, config.dropout, config.clip_mean
         self.standardize = Standardize(num_bands)
-        self.stem = nn.Conv2d(2, width, 5, stride=2, padding=2, bias=False)
+        self.stem = nn.Conv2d(2 if config.clip_mean == "both" else 1, width, 5, stride=2, padding=2, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.blocks = nn.ModuleList()
         bands, channels = -(-num_bands // 2), width
@@ -157,10 +161,12 @@ class LogMelResNet(nn.Module):
         own = _own_frames(lengths_B, x_BCTF)
         if own is not None:
             x_BCTF = x_BCTF * own
-        total_BCTF = x_BCTF.sum(2, keepdim=True)
-        mean_BCTF = total_BCTF / (x_BCTF.shape[2] if own is None else own.sum(2, keepdim=True))
-        varying_BCTF = x_BCTF - (mean_BCTF if own is None else mean_BCTF * own)
-        x_BCTF = torch.cat([x_BCTF, varying_BCTF], 1).contiguous(memory_format=torch.channels_last)
+        if self.clip_mean != "kept":
+            total_BCTF = x_BCTF.sum(2, keepdim=True)
+            mean_BCTF = total_BCTF / (x_BCTF.shape[2] if own is None else own.sum(2, keepdim=True))
+            varying_BCTF = x_BCTF - (mean_BCTF if own is None else mean_BCTF * own)
+            x_BCTF = varying_BCTF if self.clip_mean == "removed" else torch.cat([x_BCTF, varying_BCTF], 1)
+        x_BCTF = x_BCTF.contiguous(memory_format=torch.channels_last)
         x_BCTF = self.norm(self.stem(x_BCTF)).relu()
         lengths_B = None if lengths_B is None else (lengths_B + 1) // 2
         own = _own_frames(lengths_B, x_BCTF)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,20 +23,26 @@ def read_chosen(paths: pa.Table, wanted: pa.Array) -> pa.Table:
 
 
 def batches(
-    tables: Iterable[pa.Table], labels: LabelSet, batch_size: int, device: torch.device, seed: int | None = None
+    tables: Iterable[pa.Table],
+    labels: LabelSet,
+    corpora: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+    seed: int | None = None,
 ) -> Iterator[tuple[Examples, Tensor]]:
     """Yield the batches of one epoch of a worker: examples, and the indices of the batch in them.
 
     Args:
         tables: The worker's share of the rows, in buffers that are shuffled each by itself.
         labels: The classes.
+        corpora: What `Examples.from_rows` takes.
         batch_size: Rows per batch, at most; all batches of a buffer are about equal.
         device: Where to put the examples.
         seed: Of the order within each buffer; None keeps the order of the shards.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for table in tables:
-        examples = Examples.from_rows(table, labels).to(device)
+        examples = Examples.from_rows(table, labels, corpora).to(device)
         count = len(examples)
         if count < 2:  # batch statistics need several clips
             continue

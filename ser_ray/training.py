@@ -34,7 +34,7 @@ from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples
-from ser_ray.learner import Learner, TrainConfig, class_weights, deal, is_over, part
+from ser_ray.learner import Learner, TrainConfig, deal, is_over, loss_weights, part
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import Split
 from ser_ray.store import Store, name_rows
@@ -64,8 +64,13 @@ class Shared:
 def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
     """Read some rows of a store, once for all workers and trainings."""
     indices = np.unique(indices)
-    examples = Examples.from_rows(store.take(indices, COLUMNS), labels)
+    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora_of(store))
     return Shared(ray.put(examples.arrays()), indices)
+
+
+def corpora_of(store: Store) -> list[str]:
+    """Return the corpora of a store, in order."""
+    return sorted(store.rows(["utterance_id", "augmentation", "corpus"])["corpus"].unique().to_pylist())
 
 
 def stream_rows(store: Store, indices: np.ndarray, shuffle: bool = True) -> ray.data.Dataset:
@@ -95,9 +100,10 @@ class Task:
         rows: The shared rows: those of training and validation, or of validation alone where training is streamed.
         train: Indices of training rows among them; None where they are streamed.
         validation: Indices of validation rows among them; none to train all epochs and keep the last.
-        counts: Number of training rows of each class.
+        counts: Number of training rows of each corpus of the store and each class, `[G, C]`.
         statistics: Mean and standard deviation of the training features; None to compute them from the rows.
         labels: The classes.
+        corpora: Those of the store.
         model: Which network.
         config: How to train.
         augment: How training clips are changed; None for models on averaged features.
@@ -112,6 +118,7 @@ class Task:
     counts: np.ndarray
     statistics: tuple[Tensor, Tensor] | None
     labels: LabelSet
+    corpora: list[str]
     model: ModelConfig
     config: TrainConfig
     augment: FrameAugmentConfig | None
@@ -171,8 +178,10 @@ def fit(
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
     """
     info = store.info()
-    rows = store.rows(["utterance_id", "augmentation", "emotion"])
-    targets = [labels.index(emotion) for emotion in rows["emotion"].take(split.train).to_pylist()]
+    rows, corpora = store.rows(["utterance_id", "augmentation", "corpus", "emotion"]), corpora_of(store)
+    counts = np.zeros((len(corpora), len(labels.names)), np.int64)
+    for row in rows.take(split.train).group_by(["corpus", "emotion"]).aggregate([([], "count_all")]).to_pylist():
+        counts[corpora.index(row["corpus"]), labels.index(row["emotion"])] += row["count_all"]
     size_gb = store.decoded_gb() * len(split.train) / rows.num_rows
     streamed = size_gb > config.memory_gb and shared is None
     if streamed:
@@ -181,10 +190,8 @@ def fit(
     elif shared is None:
         say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
         shared = share_rows(store, np.concatenate([split.train, split.validation]), labels)
-    counts = np.bincount(targets, minlength=len(labels.names))
     if config.balance:
-        weights = zip(labels.names, class_weights(torch.from_numpy(counts), config.balance).tolist(), strict=True)
-        say(f"Weight of a clip in the loss: {', '.join(f'{name} {weight:.2f}' for name, weight in weights)}")
+        _say_weights(corpora, labels, torch.from_numpy(counts), config)
     workers = plan_workers(config.num_workers, config.device, share, streaming.CPUS if streamed else 0)
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
@@ -196,6 +203,7 @@ def fit(
         counts=counts,
         statistics=streaming.statistics(store, split.train) if streamed else None,
         labels=labels,
+        corpora=corpora,
         model=model,
         config=config,
         augment=augment if info["features"]["kind"] == "log_mel" else None,
@@ -243,6 +251,16 @@ def fit(
     return Fitted(network.eval(), history, kept["epoch"], history[-1]["num_workers"])
 
 
+def _say_weights(corpora: list[str], labels: LabelSet, counts_GC: Tensor, config: TrainConfig) -> None:
+    weights_GC = loss_weights(counts_GC, config.balance, config.balance_by)
+    heard_G = counts_GC.sum(1).nonzero()[:, 0].tolist()
+    alike = (weights_GC[heard_G] == weights_GC[heard_G[0]]).all()
+    for group in heard_G[:1] if alike else heard_G:
+        weights = zip(labels.names, weights_GC[group].tolist(), counts_GC[group].tolist(), strict=True)
+        text = ", ".join(f"{name} {weight:.2f}" for name, weight, count in weights if count or alike)
+        say(f"Weight of a clip{'' if alike else f' of {corpora[group]}'} in the loss: {text}")
+
+
 def _train_worker(loop_config: dict[str, Any]) -> None:
     """Run one worker: read the rows, restore, train epoch by epoch, report each."""
     task: Task = loop_config["task"]
@@ -267,13 +285,13 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     if task.augment:
         augment = FrameAugment(task.augment, task.features, network.standardize.mean_F.clone(), config.seed)
         mixup = task.augment.mixup
-    counts_C = torch.from_numpy(task.counts)
+    counts_GC = torch.from_numpy(task.counts)
 
     def wrap(network: nn.Module) -> nn.Module:
         network = ray.train.torch.prepare_model(network)
         return torch.compile(network, dynamic=True) if config.compile else network  # batches differ in size
 
-    learner = Learner(network, config, counts_C, augment, mixup, rank, world, wrap)
+    learner = Learner(network, config, counts_GC, augment, mixup, rank, world, wrap)
     history: list[dict[str, Any]] = []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
@@ -287,7 +305,9 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
         if train_N is None:
             shard = ray.train.get_dataset_shard("train")
             tables = shard.iter_batches(batch_size=streaming.BUFFER, batch_format="pyarrow")
-            batches = streaming.batches(tables, task.labels, config.batch_size, device, config.seed * 1_000_003 + epoch)
+            batches = streaming.batches(
+                tables, task.labels, task.corpora, config.batch_size, device, config.seed * 1_000_003 + epoch
+            )
             num_batches = -(-int(task.counts.sum()) // (world * config.batch_size))
         else:
             dealt = deal(train_N, config, epoch, rank, world)

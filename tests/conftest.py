@@ -48,6 +48,16 @@ def made_store(local_ray, made, tmp_path_factory):
     return featurize(discover(made), FeaturizeConfig(), str(tmp_path_factory.mktemp("store") / "made"))
 
 
+@pytest.fixture(scope="session")
+def made_frames(local_ray, made, tmp_path_factory):
+    """A finished store of the made speech as log-mel frames."""
+    from ser_ray.features import FeatureConfig
+    from ser_ray.featurize import FeaturizeConfig, featurize
+
+    config = FeaturizeConfig(FeatureConfig.for_kind("log_mel"))
+    return featurize(discover(made), config, str(tmp_path_factory.mktemp("store") / "frames"))
+
+
 @pytest.fixture
 def job(monkeypatch, capfd, tmp_path):
     """Run `job("train", "--epochs", "1")` in an empty folder; returns exit code, standard output and error."""

@@ -201,6 +201,16 @@ def test_the_same_id_with_other_audio_is_rejected(tmp_path):
     assert [tuple(row) for row in audit(manifest)] == [("crema_d", 3, 7442, 1, 0, 0, 2)]
 
 
+def test_a_file_without_speech_does_not_take_the_place_of_a_good_one(tmp_path):
+    pointer = tmp_path / "AudioMP3/1001_DFA_ANG_XX.mp3"
+    pointer.parent.mkdir()
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    good = clip(tmp_path / "AudioWAV/1001_DFA_ANG_XX.wav", 1)
+    manifest = discover([str(tmp_path)])
+    assert [u.path for u in manifest.utterances] == [good]
+    assert [(r.path, r.reason) for r in manifest.rejects] == [(str(pointer), f"same id as {good}, other audio")]
+
+
 def test_copies_under_other_names_are_dropped_and_two_labels_are_a_conflict(tmp_path):
     clip(tmp_path / "03-01-03-01-02-01-07.wav", 1)
     clip(tmp_path / "03-01-03-01-02-02-07.wav", 1)

@@ -14,8 +14,10 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from local_cluster import LocalCluster
 
 from ser_ray import featurize as room
 from ser_ray import storage
@@ -316,3 +318,36 @@ def test_another_fingerprint_is_refused(made, made_store):
         featurize(discover(made), FeaturizeConfig(features=FeatureConfig(n_mels=64)), made_store.root)
     with pytest.raises(UserError, match=r"unknown augmentation .reverb."):
         FeaturizeConfig(augment=("none", "reverb"))
+    assert FeaturizeConfig(augment=("shift", "noise")) == FeaturizeConfig(augment=("noise", "none", "shift"))
+
+
+ON_ACTORS = """
+import sys
+from ser_ray import cli, featurize as room
+from ser_ray.cluster import connect
+from ser_ray.corpora import discover
+
+class OnCpu(room.ShardWriter):  # where GPUs are mere names
+    where = sys.argv[1]
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments[:-1], self.where)
+
+room.ShardWriter = OnCpu
+connect()
+cli.run(lambda argv: room.featurize(discover(argv[2:]), room.FeaturizeConfig(), argv[1], "cuda"))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_actors_on_gpus_write_the_same_rows_or_say_why_not(made, made_store, tmp_path):
+    with LocalCluster(1, "--num-gpus=1") as cluster:
+        said, code = {}, {}
+        for device in ("cuda", "cpu"):
+            job = cluster.start("-c", ON_ACTORS, device, tmp_path / "store", *made)
+            said[device], _ = job.communicate()
+            code[device] = job.returncode
+    assert code == {"cuda": 2, "cpu": 0}, said
+    assert "torch cannot use the GPU that Ray gave it" in said["cuda"] and "Traceback" not in said["cuda"]
+    columns = [*METADATA, "features"]
+    assert Store(str(tmp_path / "store")).rows(columns).equals(made_store.rows(columns))

@@ -16,7 +16,8 @@ NOTHING = dict(window_s=1.6, stretch=0, pitch=0, noise=0, gain=0, mask_s=0, mask
 def augment(values, offsets, index, epoch=1, seed=0, **strengths):
     changes = FrameAugment(FrameAugmentConfig(**{**NOTHING, **strengths}), CONFIG, torch.full((64,), -50.0), seed)
     keys = torch.arange(len(offsets) - 1) + 1000
-    return changes(Examples(values, torch.tensor(offsets), torch.zeros_like(keys), keys), torch.tensor(index), epoch)
+    zeros = torch.zeros_like(keys)
+    return changes(Examples(values, torch.tensor(offsets), zeros, keys, zeros), torch.tensor(index), epoch)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ def make_clips(count=24, seed=0):
     for clip, target in zip(clips, targets.tolist(), strict=True):
         clip[:, 4 * target : 4 * target + 4] += 10
     offsets = torch.tensor([0, *np.cumsum([len(clip) for clip in clips])])
-    return Examples(torch.cat(clips), offsets, targets, torch.from_numpy(draw.integers(-(2**62), 2**62, count)))
+    keys = torch.from_numpy(draw.integers(-(2**62), 2**62, count))
+    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys))
 
 
 def make_learner(clips, config=None, network=None, **options):
@@ -39,7 +40,7 @@ def make_learner(clips, config=None, network=None, **options):
     features = FeatureConfig.for_kind("log_mel", n_mels=BANDS)
     changes = FrameAugmentConfig(window_s=0.5, mask_s=0.1, mask_bands=2)
     augment = FrameAugment(changes, features, network.standardize.mean_F.clone(), config.seed)
-    counts = torch.bincount(clips.targets, minlength=CLASSES)
+    counts = torch.stack([torch.bincount(clips.targets[clips.groups == g], minlength=CLASSES) for g in (0, 1)])
     return Learner(network, config, counts, **{"augment": augment, "mixup": changes.mixup, **options})
 
 
@@ -67,7 +68,7 @@ def test_it_learns_what_can_be_learned():
 def test_what_goes_on_from_a_checkpoint_ends_as_what_was_never_stopped(model, tmp_path):
     clips, options = make_clips(), {}
     if model == "cnn1d":
-        clips = Examples(torch.randn(24, BANDS), torch.arange(25), clips.targets, clips.keys)
+        clips = Examples(torch.randn(24, BANDS), torch.arange(25), clips.targets, clips.keys, clips.groups)
         options = {"augment": None, "mixup": 0.0}
 
     def fresh():
@@ -155,10 +156,26 @@ def test_examples_are_taken_shared_and_measured():
 def test_rare_classes_weigh_more_where_asked():
     clips = make_clips(40)
     clips.targets = torch.tensor([0] * 30 + [1] * 10)
-    alike, balanced = (make_learner(clips, TrainConfig(balance=balance)).weight_C for balance in (0.0, 1.0))
-    assert torch.allclose(alike[:2], torch.ones(2))
-    assert balanced[1] / balanced[0] == pytest.approx(3)
-    assert balanced[clips.targets].mean() == pytest.approx(1)
+    alike, balanced = (make_learner(clips, TrainConfig(balance=balance)).weight_GC for balance in (0.0, 1.0))
+    assert torch.allclose(alike[0, :2], torch.ones(2))
+    assert balanced[0, 1] / balanced[0, 0] == pytest.approx(3)
+    assert balanced[0, clips.targets].mean() == pytest.approx(1)
+
+
+def test_weights_keep_the_corpus_from_telling_the_emotion():
+    clips = make_clips(60)
+    clips.targets = torch.tensor([0] * 30 + [1] * 10 + [1] * 15 + [2] * 5)
+    clips.groups = torch.tensor([0] * 40 + [1] * 20)
+    by_corpus, by_all = (
+        make_learner(clips, TrainConfig(balance=1.0, balance_by=by)).weight_GC[clips.groups, clips.targets]
+        for by in ("corpus", "all")
+    )
+    for group, classes in ((0, (0, 1)), (1, (1, 2))):
+        totals = [by_corpus[(clips.groups == group) & (clips.targets == c)].sum() for c in classes]
+        assert totals[0] == pytest.approx(totals[1])
+        assert by_corpus[clips.groups == group].mean() == pytest.approx(1)
+    totals = [by_all[clips.targets == c].sum() for c in (0, 1, 2)]
+    assert totals == pytest.approx([20, 20, 20])
 
 
 def test_ranks_share_an_epoch():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
@@ -35,7 +36,10 @@ def test_every_job_in_the_readme_runs_and_the_query_answers(job, made):
         assert (code, err) == (0, ""), f"{shlex.join(words)}: {err}"
     (query,) = blocks("sql")
     counted = duckdb.sql(query).fetchall()
-    assert {corpus for corpus, _, _ in counted} == {"ravdess", "crema_d", "tess", "savee"}
+    assert {corpus for corpus, *_ in counted} == {"ravdess", "crema_d", "tess", "savee"}
+    clips, tested = (sum(row[place] for row in counted) for place in (2, 3))
+    assert clips == len(discover(made).utterances)
+    assert tested == pq.read_metadata("runs/first/predictions.parquet").num_rows
 
 
 def test_the_table_in_the_readme_is_read(tmp_path):

@@ -11,12 +11,13 @@ from ser_ray import streaming
 from ser_ray.cluster import plan_workers
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
-from ser_ray.frame_augment import FrameAugmentConfig
+from ser_ray.features import FeatureConfig
+from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import Learner, TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import SplitConfig, split
-from ser_ray.training import CXX, fit, stream_rows
+from ser_ray.training import CXX, corpora_of, fit, stream_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -76,23 +77,31 @@ def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
         train(made_store, tmp_path, epochs=3, learning_rate=1e30)
 
 
-def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store):
+@pytest.mark.parametrize("network", [ModelConfig("cnn1d"), ModelConfig(width=4)], ids=lambda config: config.model)
+def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames, network):
     """In the order of the shards, without shuffling; the statistics that standardize them agree too."""
-    parts = split(made_store.rows(), LabelSet(), SplitConfig())
-    rows = made_store.rows(COLUMNS).take(parts.train)
-    in_memory = Examples.from_rows(rows, LabelSet())
-    dataset = stream_rows(made_store, parts.train, shuffle=False)
+    store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[network.model]
+    parts, corpora = split(store.rows(), LabelSet(), SplitConfig()), corpora_of(store)
+    rows = store.rows(COLUMNS).take(parts.train)
+    in_memory = Examples.from_rows(rows, LabelSet(), corpora)
+    dataset = stream_rows(store, parts.train, shuffle=False)
     names = [(row["utterance_id"], row["augmentation"]) for row in dataset.iter_rows()]
     wanted = list(zip(rows["utterance_id"].to_pylist(), rows["augmentation"].to_pylist(), strict=True))
     assert sorted(names) == sorted(wanted) and len(names) > 16
     order = torch.tensor([wanted.index(name) for name in names])
     batches = -(-len(order) // 16)
+    features, config = FeatureConfig(**store.info()["features"]), TrainConfig.for_model(network.model, batch_size=16)
+    counts = torch.zeros(len(corpora), 8, dtype=torch.long)
+    counts.index_put_((in_memory.groups, in_memory.targets), torch.tensor(1), accumulate=True)
 
     def losses(source):
         torch.manual_seed(0)
-        network = build(ModelConfig("cnn1d"), 162, 8)
-        network.standardize.set(*streaming.statistics(made_store, parts.train))
-        learner = Learner(network, TrainConfig(batch_size=16), torch.bincount(in_memory.targets, minlength=8))
+        model = build(network, features.num_features, 8)
+        model.standardize.set(*streaming.statistics(store, parts.train))
+        augment = None
+        if features.kind == "log_mel":
+            augment = FrameAugment(FrameAugmentConfig(), features, model.standardize.mean_F.clone(), 0)
+        learner = Learner(model, config, counts, augment, 0.2 if augment else 0.0)
         return [learner.train_epoch(epoch, source(), batches) for epoch in (1, 2, 3)]
 
     there = losses(lambda: ((in_memory, index) for index in order.tensor_split(batches)))
@@ -100,9 +109,9 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store):
     def buffers():
         return dataset.iterator().iter_batches(batch_size=streaming.BUFFER, batch_format="pyarrow")
 
-    streamed = losses(lambda: streaming.batches(buffers(), LabelSet(), 16, torch.device("cpu")))
+    streamed = losses(lambda: streaming.batches(buffers(), LabelSet(), corpora, 16, torch.device("cpu")))
     assert streamed == pytest.approx(there, rel=1e-6)
-    mean_F, std_F = streaming.statistics(made_store, parts.train)
+    mean_F, std_F = streaming.statistics(store, parts.train)
     assert torch.allclose(mean_F, in_memory.values.double().mean(0))
     assert torch.allclose(std_F, in_memory.values.double().std(0, correction=0))
 

@@ -1,15 +1,18 @@
 """The search: its space, its trials on a small local Ray, and what it leaves behind."""
 
+import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
-from local_cluster import ROOT, LocalCluster
+from local_cluster import ROOT, LocalCluster, kill_tree
+from rich.console import Console
 
-from ser_ray import storage
+from ser_ray import console, storage
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 from ser_ray.frame_augment import FrameAugmentConfig
@@ -17,7 +20,7 @@ from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
 from ser_ray.report import search_page
 from ser_ray.search_space import DEFAULTS, Range, TuneConfig, flags_of, read_space, settle, usual
-from ser_ray.trials import ranked, read_trials
+from ser_ray.trials import Recorder, ranked, read_trials
 
 SPACE = """
 learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}
@@ -227,6 +230,43 @@ def test_a_search_on_few_cores_comes_to_its_end(made_store, tmp_path, cpus):
     trials = [json.loads(path.read_text()) for path in (tmp_path / "search" / "trials").glob("*.json")]
     began, ended = max(trial["began"] for trial in trials), min(trial["ended"] for trial in trials)
     assert (began < ended) == (cpus == 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+@pytest.mark.timeout(420)
+def test_a_killed_search_goes_on_without_losing_trials(made_store, tmp_path):
+    trials = tmp_path / "search" / "trials"
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "2", "--inner-folds", "2")
+    wish = (ROOT / "jobs" / "tune.py", *wish, "--num-samples", "3", "--output", trials.parent)
+    with LocalCluster(1) as cluster:
+        job = cluster.start(*wish)
+        while not list(trials.glob("*.json")):
+            assert job.poll() is None, job.communicate()[0]
+            time.sleep(0.05)
+        kill_tree(job)
+        before = {path.name: path.read_text() for path in trials.glob("*.json")}
+        job = cluster.start(*wish, "--resume")
+        said, _ = job.communicate()
+    assert job.returncode == 0, said
+    assert f"{len(before)} of 3 trials have ended already" in said
+    after = {path.name: path.read_text() for path in trials.glob("*.json")}
+    assert len(after) == 3 and before.items() <= after.items()
+    finished = [trial for trial in map(json.loads, after.values()) if trial["status"] == "finished"]
+    assert finished and all((trial["folds"], len(trial["curve"])) == (2, 4) for trial in finished)
+
+
+def test_running_and_best_trials_are_shown_on_a_terminal(tmp_path, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=out, force_terminal=True, width=100))
+    with console.watch() as screen:
+        recorder = Recorder(str(tmp_path), screen, 3, [])
+        for trial, score in (("one", 0.25), ("two", 0.5)):
+            recorder.begin(trial, {"learning_rate": 0.00123})
+            recorder.epoch(trial, 1, score)
+        recorder.end("one", "stopped")
+    shown = out.getvalue().rpartition("1 of 3 trials ended")[2]
+    for words in (("two", "running", "0.500", "0.00123"), ("one", "stopped", "0.250")):
+        assert any(all(word in line for word in words) for line in shown.splitlines()), shown
 
 
 def test_the_page_of_a_search_shows_it():

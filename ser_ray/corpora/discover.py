@@ -168,10 +168,10 @@ def _row(corpus: str, utterance_id: str) -> str:
 
 
 def _drop_copies(found: Sequence[Utterance], digests: dict[str, bytes], manifest: Manifest) -> None:
-    """Sort clips into used ones, duplicates and rejects; the first by path is kept."""
+    """Sort clips into used ones, duplicates and rejects; the first by path is kept, of those that may hold speech."""
     by_id: dict[str, Utterance] = {}
     by_content: dict[object, dict[str, Utterance]] = defaultdict(dict)  # content → emotion → clip
-    for u in found:
+    for u in sorted(found, key=lambda u: u.size < _MIN_COPY_BYTES):
         digest = digests.get(u.path)
         first = by_id.get(u.utterance_id)
         if first:
@@ -190,6 +190,7 @@ def _drop_copies(found: Sequence[Utterance], digests: dict[str, bytes], manifest
                 continue
         by_id[u.utterance_id] = u
         manifest.utterances.append(u)
+    manifest.utterances.sort(key=attrgetter("path"))
     manifest.conflicts += sorted(
         tuple(sorted(u.utterance_id for u in clips.values())) for clips in by_content.values() if len(clips) > 1
     )

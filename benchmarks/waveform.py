@@ -1,0 +1,137 @@
+"""What it costs to augment sound while training, beside changing stored log-mel frames.
+
+    python benchmarks/waveform.py --data CORPORA --clips 300 --json waveform.json
+
+Training could keep 16-bit samples, change the sound and make the frames anew in every epoch, or keep frames and change
+these, as it does. Timed on the same clips, for one clip of one epoch: noise, stretch and pitch shift of the samples and
+their log-mel frames; the changes of frames; and for scale a whole step of training on changed frames. On CPUs all is on
+one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from featurize import machine, versions  # the benchmark beside this one
+
+from ser_ray import cli, storage
+from ser_ray.console import say, show_table
+from ser_ray.corpora import discover
+from ser_ray.emotions import LabelSet
+from ser_ray.errors import UserError
+from ser_ray.features import FeatureConfig, Featurizer, draw_banks
+from ser_ray.featurize import read_clip
+from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
+from ser_ray.inference import Examples
+from ser_ray.learner import Learner, TrainConfig, deal
+from ser_ray.models import ModelConfig, build
+from ser_ray.utterance import Utterance
+
+ON_SOUND = ("noise+stretch+pitch",)
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        data: Folders, URIs or tables that hold corpora.
+        clips: How many clips, taken evenly from all that are there.
+        device: Where to work, `cpu` or `cuda`.
+        json: File for the figures; none is written when empty.
+    """
+
+    data: tuple[str, ...] = ()
+    clips: int = 300
+    device: str = "cpu"
+    json: str = ""
+
+
+def read_waveforms(data: tuple[str, ...], clips: int, config: FeatureConfig) -> dict[str, np.ndarray]:
+    """Return the samples of some clips, float32 at 16 kHz, by the clips' ids."""
+    found: list[Utterance] = discover(data).utterances
+    chosen = found[:: max(1, len(found) // clips)][:clips]
+    return {clip.utterance_id: read_clip(clip, config)[1].waveform_T for clip in chosen}
+
+
+def change_sound(kernel: Featurizer, waveforms: dict[str, np.ndarray], epoch: int) -> None:
+    """Change each clip's samples and make its frames."""
+    for name, waveform_T in waveforms.items():
+        kernel.clip_rows(waveform_T, name, ON_SOUND, epoch)
+
+
+def change_frames(changes: FrameAugment, examples: Examples, batches: list[torch.Tensor], epoch: int) -> None:
+    """Change windows of each clip's frames."""
+    for index_B in batches:
+        changes(examples, index_B, epoch)
+
+
+def train(learner: Learner, examples: Examples, batches: list[torch.Tensor], epoch: int) -> None:
+    """Train for an epoch."""
+    learner.train_epoch(epoch, ((examples, index_B) for index_B in batches), len(batches))
+
+
+def main(argv: list[str]) -> None:
+    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    if not flags.data:
+        raise UserError("--data is missing: name the folders that hold your corpora")
+    torch.set_num_threads(1)
+    load, device = os.getloadavg()[0], torch.device(flags.device)
+    features = FeatureConfig.for_kind("log_mel")
+    kernel = Featurizer(features, draw_banks(features)).to(device)
+    waveforms = read_waveforms(flags.data, flags.clips, features)
+    rows = [kernel.clip_rows(waveform_T, name, ("none",), 0)[0] for name, waveform_T in waveforms.items()]
+    count = len(rows)
+    offsets = torch.tensor([0, *np.cumsum([len(row_TM) for row_TM in rows])])
+    zeros = torch.zeros(count, dtype=torch.long)
+    targets, keys = torch.arange(count) % len(LabelSet().names), torch.arange(count)
+    examples = Examples(torch.from_numpy(np.concatenate(rows)), offsets, targets, keys, zeros).to(device)
+    torch.manual_seed(0)
+    network = build(ModelConfig(), features.num_features, len(LabelSet().names)).to(device)
+    network.standardize.set(*(values.to(device) for values in examples.statistics(keys.to(device))))
+    changes = FrameAugment(FrameAugmentConfig(), features, network.standardize.mean_F.clone(), 0)
+    config = replace(TrainConfig.for_model("log_mel_resnet"), device=flags.device)
+    counts_GC = torch.bincount(targets)[None]
+    learner = Learner(network, config, counts_GC, changes, FrameAugmentConfig.mixup)
+    batches = deal(keys.to(device), config, 1)
+
+    ways: dict[str, Callable[[int], None]] = {
+        "change sound, make frames": partial(change_sound, kernel, waveforms),
+        "change stored frames": partial(change_frames, changes, examples, batches),
+        "whole step on changed frames": partial(train, learner, examples, batches),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for epoch in range(1, ROUNDS + 2):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way(epoch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if epoch > 1:  # the first brings code and data into memory
+                taken[name].append((time.perf_counter() - started) / count)
+    medians = {name: float(np.median(seconds)) for name, seconds in taken.items()}
+    sound, frames, step = medians.values()
+    sizes = {"16-bit samples": 2 * sum(map(len, waveforms.values())), "frames": 4 * examples.values.numel()}
+    show_table(
+        f"{count} clips on {flags.device}",
+        [{"for one clip": name, "ms (median)": 1000 * seconds} for name, seconds in medians.items()],
+    )
+    ratio = (step - frames + sound) / step
+    say(f"trained on sound an epoch would take {ratio:.2f} times as long; load before: {load:.1f}")
+    say("memory a clip: " + ", ".join(f"{size / count / 1000:.0f} kB as {name}" for name, size in sizes.items()))
+    if flags.json:
+        figures = {"clips": count, "seconds": medians, "bytes": sizes, "times_as_long": ratio}
+        figures |= {"device": flags.device, "load_before": load, "versions": versions(), "machine": machine()}
+        storage.write_json(flags.json, figures)
+        say(f"figures: {flags.json}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
