@@ -91,10 +91,11 @@ def main(argv: list[str]) -> None:
     say(parts.description)
     parts = replace(parts, train=chosen[parts.train], validation=chosen[parts.validation])
     held_out = store.take(parts.validation, COLUMNS)
-    corpora = sorted(held_out["corpus"].unique().to_pylist())
+    heard = store.take(parts.train, ["utterance_id", "augmentation", "corpus"])
+    trained, corpora = (sorted(part["corpus"].unique().to_pylist()) for part in (heard, held_out))
     table = []
     for name in flags.rows or AWAY:
-        if len(corpora) == 1 and name == OF_CORPORA:
+        if len(trained) == 1 and name == OF_CORPORA:
             continue
         say(name)
         changed = settle(experiment, AWAY[name])
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
         table.append(row)
         show_table(f"{experiment.split.protocol}, fold {experiment.split.fold}, validation speakers", table)
     if flags.json:
-        facts = {"protocol": experiment.split.protocol, "fold": experiment.split.fold, "corpora": corpora}
+        facts = {"protocol": experiment.split.protocol, "fold": experiment.split.fold, "corpora": trained}
         facts |= {"epochs": experiment.train.epochs, "description": parts.description, "load_before": load}
         facts |= {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "machine": machine()}
         storage.write_json(flags.json, {**facts, "rows": table})

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +22,7 @@ import torch
 from featurize import machine, versions  # the benchmark beside this one
 
 from ser_ray import cli, storage
+from ser_ray.audio import AudioError
 from ser_ray.console import say, show_table
 from ser_ray.corpora import discover
 from ser_ray.emotions import LabelSet
@@ -55,10 +57,13 @@ class Flags:
 
 
 def read_waveforms(data: tuple[str, ...], clips: int, config: FeatureConfig) -> dict[str, np.ndarray]:
-    """Return the samples of some clips, float32 at 16 kHz, by the clips' ids."""
+    """Return the samples of some clips, float32 at 16 kHz, by the clips' ids; of those that can be read."""
     found: list[Utterance] = discover(data).utterances
-    chosen = found[:: max(1, len(found) // clips)][:clips]
-    return {clip.utterance_id: read_clip(clip, config)[1].waveform_T for clip in chosen}
+    waveforms = {}
+    for clip in found[:: max(1, len(found) // clips)][:clips]:
+        with suppress(AudioError):
+            waveforms[clip.utterance_id] = read_clip(clip, config)[1].waveform_T
+    return waveforms
 
 
 def change_sound(kernel: Featurizer, waveforms: dict[str, np.ndarray], epoch: int) -> None:

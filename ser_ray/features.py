@@ -1,6 +1,6 @@
 """Waveforms to features: the 162 averaged numbers of the common recipe, log-mel spectrograms, or samples.
 
-The filter banks are drawn once by `draw_banks` and handed to the `Featurizer` of every worker.
+`draw_banks` draws the filter banks of a `Featurizer`.
 
 Shapes: B waveforms, T samples, N frames, K samples of a frame, F frequency bins, M mel bands, C pitch classes,
 V values of a frame.
@@ -102,7 +102,7 @@ class FeatureConfig:
 
 
 def draw_banks(config: FeatureConfig) -> dict[str, np.ndarray]:
-    """Draw the filter banks of a configuration, to be shared by all workers.
+    """Draw the filter banks of a configuration.
 
     They are librosa's, which is not imported, since that takes seconds.
 

@@ -171,7 +171,7 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     workers = gpus if device == "cuda" else cpus or MAX_WARMED  # where there are none yet, many may come
     ends = list(accumulate(deal(len(todo), workers)))
     tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
-    arguments = (store, config, draw_banks(config.features), device)
+    arguments = (store, config, device)
     how = {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"plan": to_table(todo), "ends": ends}}
     if device == "cuda":
         # Made here: tasks that read could wait for ever for the CPU of an actor that waits for them.
@@ -222,14 +222,14 @@ def _import_kernel() -> None:
 class ShardWriter:
     """Turns clips of the plan into shards and says how many were featurized."""
 
-    def __init__(self, store: Store, config: FeaturizeConfig, banks: dict[str, Any], device: str) -> None:
+    def __init__(self, store: Store, config: FeaturizeConfig, device: str) -> None:
         use_one_core()  # Ray runs one task a core
         self.store, self.config = store, config
-        self.kernel = Featurizer(config.features, banks)
+        self.kernel = Featurizer(config.features, draw_banks(config.features))
         self.problem = ""
         try:
             self.kernel.to(device)
-        except RuntimeError as error:  # Ray has a GPU there and torch has not
+        except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
         self.schema = row_schema(feature_type(config.features))
 
@@ -303,15 +303,15 @@ class ShardWriter:
         return rejects, slid, cut
 
 
-_WRITERS: dict[tuple[Any, ...], ShardWriter] = {}
+_WRITERS: dict[tuple[Store, FeaturizeConfig, str], ShardWriter] = {}
 
 
-def _write_in_task(tasks: pa.Table, plan: pa.Table, ends: list[int], arguments: tuple[Any, ...]) -> pa.Table:
-    store, config, _, device = arguments
-    writer = _WRITERS.get((store, config, device))  # a worker process runs many tasks
-    if writer is None:
-        writer = _WRITERS[store, config, device] = ShardWriter(*arguments)
-    return writer(tasks, plan, ends)
+def _write_in_task(
+    tasks: pa.Table, plan: pa.Table, ends: list[int], arguments: tuple[Store, FeaturizeConfig, str]
+) -> pa.Table:
+    if arguments not in _WRITERS:  # a worker process runs many tasks
+        _WRITERS[arguments] = ShardWriter(*arguments)
+    return _WRITERS[arguments](tasks, plan, ends)
 
 
 def read_clip(utterance: Utterance, config: FeatureConfig) -> tuple[str, Clip]:

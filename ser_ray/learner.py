@@ -27,6 +27,7 @@ WARM_UP = 0.25  # part of all steps in which the one-cycle schedule rises
 START_DIVISOR = 25  # the one-cycle schedule begins with the learning rate over this
 MOMENTUM = (0.95, 0.85)  # at the ends of the one-cycle schedule, and at its peak
 MAX_NORM = 5.0  # of the gradient, under the one-cycle schedule
+MAX_RARITY = 10  # times rarer than the most frequent class: a rarer one weighs no more, or a stray clip would be all
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class TrainConfig:
         weight_decay: AdamW's; none on biases and normalization.
         label_smoothing: Part of each target that is spread over all classes.
         balance: Exponent of the inverse class frequency that weighs the loss: 0 weighs clips alike, 1 classes.
-        balance_by: Where classes are counted for that: in each `corpus` by itself, so that of which corpus a clip is
-            says nothing of its emotion; or in `all` together.
+        balance_by: Where classes are counted for that: in each `corpus` by itself, so that its corpus says nothing of a
+            clip's emotion but for emotions that it lacks; or in `all` together.
         ema: Decay per step of the moving average of the weights that is validated and kept; 0 keeps the weights.
         monitor: What decides the best epoch, `validation_uar` or `validation_loss`.
         patience: Epochs without a better one after which training stops.
@@ -288,7 +289,8 @@ def loss_weights(counts_GC: Tensor, balance: float, by: str) -> Tensor:
     if by == "all":
         counts_GC = counts_GC.sum(0, keepdim=True).expand_as(counts_GC)
     total_G1 = counts_GC.sum(1, keepdim=True).clamp(min=1)
-    rarity_GC = (total_G1 / counts_GC.clamp(min=1)) ** balance
+    few_G1 = (counts_GC.amax(1, keepdim=True) / MAX_RARITY).clamp(min=1)
+    rarity_GC = (total_G1 / counts_GC.maximum(few_G1)) ** balance
     return rarity_GC * total_G1 / (rarity_GC * counts_GC).sum(1, keepdim=True).clamp(min=1)
 
 

@@ -53,8 +53,10 @@ class ModelConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"--{name} must be {low} to {high}, got {value}")
-            if self.model == "cnn1d" and value != getattr(ModelConfig, name):
-                raise UserError(f"--{name} is for --model log_mel_resnet; cnn1d is as its recipe has it")
+        for name in ("width", "depth", "dropout", "pooling", "clip_mean"):
+            if self.model == "cnn1d" and getattr(self, name) != getattr(ModelConfig, name):
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is for --model log_mel_resnet; cnn1d is as its recipe has it")
 
 
 class Standardize(nn.Module):

@@ -145,3 +145,10 @@ def remove(path: str) -> None:
     files, inner = filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         files.delete_file(inner)
+
+
+def remove_folder(path: str) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if exists(path):
+        files, inner = filesystem(path)
+        files.delete_dir(inner)

@@ -51,10 +51,12 @@ class Shared:
     Attributes:
         rows: What `Examples.arrays` gives.
         indices: Which rows of the store's sorted rows they are, ascending.
+        corpora: Those of the store, by whose places the rows' groups are numbered.
     """
 
     rows: ray.ObjectRef
     indices: np.ndarray
+    corpora: list[str]
 
     def find(self, indices: np.ndarray) -> np.ndarray:
         """Return where some rows of the store stand among these."""
@@ -63,9 +65,9 @@ class Shared:
 
 def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
     """Read some rows of a store, once for all workers and trainings."""
-    indices = np.unique(indices)
-    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora_of(store))
-    return Shared(ray.put(examples.arrays()), indices)
+    indices, corpora = np.unique(indices), corpora_of(store)
+    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora)
+    return Shared(ray.put(examples.arrays()), indices, corpora)
 
 
 def corpora_of(store: Store) -> list[str]:
@@ -178,10 +180,7 @@ def fit(
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
     """
     info = store.info()
-    rows, corpora = store.rows(["utterance_id", "augmentation", "corpus", "emotion"]), corpora_of(store)
-    counts = np.zeros((len(corpora), len(labels.names)), np.int64)
-    for row in rows.take(split.train).group_by(["corpus", "emotion"]).aggregate([([], "count_all")]).to_pylist():
-        counts[corpora.index(row["corpus"]), labels.index(row["emotion"])] += row["count_all"]
+    rows = store.rows(["utterance_id", "augmentation", "corpus", "emotion"])
     size_gb = store.decoded_gb() * len(split.train) / rows.num_rows
     streamed = size_gb > config.memory_gb and shared is None
     if streamed:
@@ -190,6 +189,10 @@ def fit(
     elif shared is None:
         say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
         shared = share_rows(store, np.concatenate([split.train, split.validation]), labels)
+    corpora = shared.corpora
+    counts = np.zeros((len(corpora), len(labels.names)), np.int64)
+    for row in rows.take(split.train).group_by(["corpus", "emotion"]).aggregate([([], "count_all")]).to_pylist():
+        counts[corpora.index(row["corpus"]), labels.index(row["emotion"])] += row["count_all"]
     if config.balance:
         _say_weights(corpora, labels, torch.from_numpy(counts), config)
     workers = plan_workers(config.num_workers, config.device, share, streaming.CPUS if streamed else 0)
@@ -273,7 +276,7 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     rows = Examples.from_arrays(ray.get(task.rows))
     # On the CPU the rows serve where they are, shared with all workers and trials of the node.
     validation, validation_N = rows, torch.from_numpy(task.validation)
-    if device.type == "cuda":
+    if device.type == "cuda" and len(task.validation):
         validation, validation_N = rows.take(validation_N).to(device), None
     train_N = None if task.train is None else torch.from_numpy(task.train)
     network = build(task.model, task.features.num_features, len(task.labels.names)).to(device)

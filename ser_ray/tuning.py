@@ -40,7 +40,7 @@ from ser_ray.experiment import Experiment, inner_splits, run
 from ser_ray.results import claim, refuse_finished
 from ser_ray.search_space import Range, Space, TuneConfig, flags_of, settle, usual
 from ser_ray.splits import Split
-from ser_ray.store import Store
+from ser_ray.store import Store, differences
 from ser_ray.training import Shared, fit, share_rows
 from ser_ray.trials import Recorder, ranked, read_trials, said
 
@@ -98,7 +98,11 @@ def tune(
     page = report.search_page(title=run_root.rsplit("/", 1)[-1], trials=trials, space=space, best=best, command=command)
     storage.write_text(storage.join(run_root, "report.html"), page)
     say(f"Best: validation UAR {best['curve'][-1]:.1%} with {said(best['values'])}")
-    return run(store, settled, storage.join(run_root, "best"), command, made_speech)
+    best_root = storage.join(run_root, "best")
+    begun = storage.join(best_root, "run.json")
+    if storage.exists(begun) and differences(storage.read_json(begun)["identity"], settled.identity(store)):
+        storage.remove_folder(best_root)  # of a search that was killed there, and found something better since
+    return run(store, settled, best_root, command, made_speech)
 
 
 def search(
@@ -120,6 +124,7 @@ def search(
     if left > 0:
         wish = replace(config, num_samples=left)
         _run_trials(store, experiment, wish, space, run_root, labels, splits, trials, loggers)
+    storage.remove_folder(storage.join(run_root, "checkpoints"))  # a trial that was cut short begins anew
     return read_trials(run_root)
 
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import random
 import shutil
 import signal
 import threading
@@ -24,7 +25,7 @@ from ser_ray import storage
 from ser_ray.accounts import settle
 from ser_ray.corpora import discover
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, draw_banks
+from ser_ray.features import FeatureConfig
 from ser_ray.featurize import FeaturizeConfig, ShardWriter, deal, featurize, read_clip
 from ser_ray.store import METADATA, Store, name_clips
 from ser_ray.utterance import Reject, Utterance
@@ -214,7 +215,7 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
 def writer_of(store, clips):
     """Call a task's code in this process."""
     config = FeaturizeConfig(augment=("none",))
-    return ShardWriter(store, config, draw_banks(config.features), "cpu").write(clips)
+    return ShardWriter(store, config, "cpu").write(clips)
 
 
 def test_a_fault_of_ours_is_a_reject_that_says_so(made, tmp_path, monkeypatch):
@@ -319,6 +320,56 @@ def test_another_fingerprint_is_refused(made, made_store):
     with pytest.raises(UserError, match=r"unknown augmentation .reverb."):
         FeaturizeConfig(augment=("none", "reverb"))
     assert FeaturizeConfig(augment=("shift", "noise")) == FeaturizeConfig(augment=("noise", "none", "shift"))
+
+
+FORMS = [
+    *(("WAV", "PCM_U8", 8_000), ("WAV", "PCM_16", 16_000), ("WAV", "PCM_24", 96_000), ("WAV", "FLOAT", 44_100)),
+    *(
+        ("AIFF", "PCM_16", 22_050),
+        ("FLAC", "PCM_16", 48_000),
+        ("OGG", "VORBIS", 16_000),
+        ("MP3", "MPEG_LAYER_III", 24_000),
+    ),
+]
+
+
+def damage(data, draw):
+    """Change, cut out, repeat or overwrite parts of a file, in its header as often as elsewhere."""
+    data = bytearray(data)
+    for _ in range(draw.randint(1, 8)):
+        place = draw.randrange(draw.choice((min(64, len(data)), len(data))))
+        part = slice(place, place + draw.choice((1, 4, draw.randint(1, 4000))))
+        if (how := draw.randrange(9)) == 0:
+            del data[place + 1 :]
+        elif how < 3:
+            del data[part.start + 1 : part.stop]
+        elif how < 5:
+            data[place:place] = data[part]
+        else:
+            data[part] = draw.randbytes(len(data[part]))
+    return bytes(data)
+
+
+def test_a_thousand_damaged_files_are_each_featurized_or_rejected(tmp_path):
+    draw, whole = random.Random(0), []
+    for form, subtype, rate in FORMS:
+        voice = np.sin(np.arange(2 * rate) * 2 * np.pi * 150 / rate) * np.random.default_rng(0).uniform(
+            0.1, 0.5, 2 * rate
+        )
+        sf.write(tmp_path / "whole", np.stack([voice, voice / 2], 1), rate, format=form, subtype=subtype)
+        whole.append((tmp_path / "whole").read_bytes())
+    lines = ["path,emotion,speaker_id"]
+    for i in range(1000):
+        (tmp_path / f"{i}.wav").write_bytes(damage(whole[i % len(whole)], draw))
+        lines.append(f"{i}.wav,sad,ann")
+    table = tmp_path / "mine.csv"
+    table.write_text("\n".join(lines))
+    store = featurize(discover([str(table)]), FeaturizeConfig(augment=("none",)), str(tmp_path / "store"))
+    counts = store.info()["counts"]["mine"]
+    assert counts["found"] == 1000 == counts["featurized"] + counts["rejected"] + counts["duplicates"]
+    assert counts["featurized"] > 100 and counts["rejected"] > 100
+    assert not [reject for reject in store.rejects() if reject.reason.startswith(room.INTERNAL)]
+    assert np.isfinite(np.stack(store.rows(["utterance_id", "augmentation", "features"])["features"].to_numpy())).all()
 
 
 ON_ACTORS = """

@@ -14,7 +14,7 @@ from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import Examples
-from ser_ray.learner import Learner, TrainConfig, best_epoch, deal, is_over
+from ser_ray.learner import MAX_RARITY, Learner, TrainConfig, best_epoch, deal, is_over, loss_weights
 from ser_ray.models import ModelConfig, build
 
 BANDS, CLASSES = 16, 4
@@ -176,6 +176,8 @@ def test_weights_keep_the_corpus_from_telling_the_emotion():
         assert by_corpus[clips.groups == group].mean() == pytest.approx(1)
     totals = [by_all[clips.targets == c].sum() for c in (0, 1, 2)]
     assert totals == pytest.approx([20, 20, 20])
+    stray = loss_weights(torch.tensor([[1000, 1]]), 1.0, "corpus")
+    assert stray[0, 1] / stray[0, 0] == pytest.approx(MAX_RARITY)
 
 
 def test_ranks_share_an_epoch():

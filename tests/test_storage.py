@@ -1,4 +1,5 @@
 import pytest
+from pyarrow.fs import FileType
 
 from ser_ray import storage
 from ser_ray.errors import UserError
@@ -25,6 +26,10 @@ def test_json_names_and_removal(tmp_path):
     storage.remove(path)
     storage.remove(path)
     assert not storage.exists(path) and storage.list_names(str(tmp_path / "nowhere")) == []
+    storage.write_json(storage.join(str(tmp_path), "deep", "deeper", "c.json"), 1)
+    for _ in range(2):
+        storage.remove_folder(storage.join(str(tmp_path), "deep"))
+    assert storage.list_names(str(tmp_path), FileType.Directory) == []
 
 
 def test_paths(tmp_path, monkeypatch):

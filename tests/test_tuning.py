@@ -159,6 +159,7 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     assert table.num_rows == 3 and {"learning_rate", "batch_size", "curve", "status"} <= set(table.column_names)
     assert "Parallel coordinates" in Path("runs/search/report.html").read_text()
     assert list(Path("runs/search/ray").rglob("events.out.tfevents*"))
+    assert not Path("runs/search/checkpoints").exists()
     client = mlflow.MlflowClient(address)
     logged = client.search_runs([client.get_experiment_by_name(str(tmp_path / "runs" / "search")).experiment_id])
     assert sorted(run.data.params["learning_rate"] for run in logged) == sorted(
@@ -198,6 +199,8 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
     good = {**json.loads(bad.read_text()), "trial": "good", "status": "finished", "curve": [0.5]}
     good["values"] = {"learning_rate": 1e-3}
     bad.with_name("good.json").write_text(json.dumps(good))
+    Path("runs/search/best").mkdir()  # of the same search with fewer trials, killed in its last training
+    Path("runs/search/best/run.json").write_text(json.dumps({"identity": {"members": 9}, "command": ""}))
     code, out, err = job("tune", *wish, "--num-samples", "2", "--output", "runs/search", "--resume")
     assert code == 0, err
     assert "2 of 2 trials have ended already" in out and "Best: validation UAR 50.0%" in out

@@ -190,7 +190,8 @@ def _drop_copies(found: Sequence[Utterance], digests: dict[str, bytes], manifest
                 continue
         by_id[u.utterance_id] = u
         manifest.utterances.append(u)
-    manifest.utterances.sort(key=attrgetter("path"))
+    for kept_or_not in (manifest.utterances, manifest.duplicates):
+        kept_or_not.sort(key=attrgetter("path"))
     manifest.conflicts += sorted(
         tuple(sorted(u.utterance_id for u in clips.values())) for clips in by_content.values() if len(clips) > 1
     )
