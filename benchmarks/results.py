@@ -66,8 +66,8 @@ A network that is trained on several corpora can do so too, and does where one o
 classes weighed over all corpora together the pooled UAR on validation speakers is the highest and that of RAVDESS by
 itself the lowest ("What each part is worth"). So classes are weighed in each corpus by itself; without weights it comes
 out alike there. The pooled runs below are single networks with fewer epochs, which have up to five times as many clips.
-Pooling brought the tested people of RAVDESS and CREMA-D nothing that shows: results within the corpus are higher (by two
-or three members, and for CREMA-D with six labels instead of eight).
+Pooling brought the tested people of RAVDESS and CREMA-D nothing that shows: results within the corpus are higher (by
+two or three members, and for CREMA-D with six labels instead of eight).
 """
 
 DIFFERENCE = """\
