@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     trained, corpora = (sorted(part["corpus"].unique().to_pylist()) for part in (heard, held_out))
     table = []
     for name in flags.rows or AWAY:
-        if len(trained) == 1 and name == OF_CORPORA:
+        if name == OF_CORPORA and len(trained) == 1 and not flags.rows:
             continue
         say(name)
         changed = settle(experiment, AWAY[name])

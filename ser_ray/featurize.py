@@ -170,15 +170,15 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     cpus, gpus = count_resources()
     workers = gpus if device == "cuda" else cpus or MAX_WARMED  # where there are none yet, many may come
     ends = list(accumulate(deal(len(todo), workers)))
-    tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
     arguments = (store, config, device)
     how = {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"plan": to_table(todo), "ends": ends}}
     if device == "cuda":
-        # Made here: tasks that read could wait for ever for the CPU of an actor that waits for them.
+        # Not a range: the tasks that make it could wait for ever for the CPU of an actor that waits for them.
         tasks = ray.data.from_items([{"id": i} for i in range(len(ends))], override_num_blocks=len(ends))
         actors = {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1, "fn_constructor_args": arguments}
         outcomes = tasks.map_batches(ShardWriter, **how, **actors)
     else:
+        tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
         outcomes = tasks.map_batches(partial(_write_in_task, arguments=arguments), **how)
     rejected = slid = cut = 0
     nodes: Counter[str] = Counter()

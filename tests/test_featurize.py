@@ -323,13 +323,14 @@ def test_another_fingerprint_is_refused(made, made_store):
 
 
 FORMS = [
-    *(("WAV", "PCM_U8", 8_000), ("WAV", "PCM_16", 16_000), ("WAV", "PCM_24", 96_000), ("WAV", "FLOAT", 44_100)),
-    *(
-        ("AIFF", "PCM_16", 22_050),
-        ("FLAC", "PCM_16", 48_000),
-        ("OGG", "VORBIS", 16_000),
-        ("MP3", "MPEG_LAYER_III", 24_000),
-    ),
+    ("WAV", "PCM_U8", 8_000),
+    ("WAV", "PCM_16", 16_000),
+    ("WAV", "PCM_24", 96_000),
+    ("WAV", "FLOAT", 44_100),
+    ("AIFF", "PCM_16", 22_050),
+    ("FLAC", "PCM_16", 48_000),
+    ("OGG", "VORBIS", 16_000),
+    ("MP3", "MPEG_LAYER_III", 24_000),
 ]
 
 
@@ -353,9 +354,8 @@ def damage(data, draw):
 def test_a_thousand_damaged_files_are_each_featurized_or_rejected(tmp_path):
     draw, whole = random.Random(0), []
     for form, subtype, rate in FORMS:
-        voice = np.sin(np.arange(2 * rate) * 2 * np.pi * 150 / rate) * np.random.default_rng(0).uniform(
-            0.1, 0.5, 2 * rate
-        )
+        loudness = np.random.default_rng(0).uniform(0.1, 0.5, 2 * rate)
+        voice = loudness * np.sin(np.arange(2 * rate) * 2 * np.pi * 150 / rate)
         sf.write(tmp_path / "whole", np.stack([voice, voice / 2], 1), rate, format=form, subtype=subtype)
         whole.append((tmp_path / "whole").read_bytes())
     lines = ["path,emotion,speaker_id"]
