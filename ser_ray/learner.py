@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ser_ray.errors import UserError
 from ser_ray.frame_augment import FrameAugment, mix
@@ -148,7 +149,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate,
-            fused=self.device.type == "cuda",
+            fused=True,
         )
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
@@ -190,15 +191,15 @@ class Learner:
             features, lengths_B = examples.batch(index_B)
         if self.mixup:
             features, target_BC, weight_B = mix(features, target_BC, weight_B, self.mixup)
+        norm = weight_B.sum()
+        summed = torch.distributed.all_reduce(norm, async_op=True) if self.world > 1 else None  # during the forward pass
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits_BC = self.model(features, lengths_B).to(target_BC)
         smoothing = self.config.label_smoothing
         losses_B = functional.cross_entropy(logits_BC, target_BC, reduction="none", label_smoothing=smoothing)
-        norm = weight_B.sum()
-        if self.world > 1:  # DDP takes the mean of the ranks' gradients
-            torch.distributed.all_reduce(norm)
-            norm /= self.world
-        loss = (losses_B * weight_B).sum() / norm
+        if summed:
+            summed.wait()
+        loss = (losses_B * weight_B).sum() * self.world / norm  # DDP takes the mean of the ranks' gradients
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.schedule == "one-cycle":
@@ -227,27 +228,34 @@ class Learner:
     def _average(self) -> None:
         """Move the averaged weights towards those of the step, faster at first."""
         decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
-        for kept, new in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if kept.dtype.is_floating_point:
-                kept.lerp_(new, 1 - decay)
-            else:
-                kept.copy_(new)
+        kept, new = self.averaged.state_dict().values(), self.network.state_dict().values()
+        floats, counters = [], []
+        for pair in zip(kept, new, strict=True):
+            (floats if pair[0].dtype.is_floating_point else counters).append(pair)
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*floats, strict=True)), self.steps)
+        for kept, new in counters:
+            kept.copy_(new)
 
     def validate(self, examples: Examples, index_N: Tensor | None = None) -> dict[str, float]:
-        """Score the averaged network on rank 0 and tell the others, so that all slow down and stop together.
+        """Score the averaged network, each rank on its part of the clips; all know the scores.
 
         Args:
             examples: Clips, among them those that validate.
             index_N: Which they are; None for all.
         """
-        targets_N = examples.targets if index_N is None else examples.targets[index_N]
-        scores_3 = torch.zeros(3, dtype=torch.float64, device=targets_N.device)
-        if self.rank == 0:
-            logits_NC = predict_logits(self.averaged, examples, index_N)
-            loss = functional.cross_entropy(logits_NC.double(), targets_N)
-            scores_3.copy_(torch.stack([loss, *accuracy_and_uar(logits_NC, targets_N)]))
+        if index_N is None:
+            index_N = torch.arange(len(examples), device=examples.targets.device)
+        mine_N, targets_N = index_N[self.rank :: self.world], examples.targets[index_N]
+        logits_NC = torch.zeros(len(index_N), self.network.num_classes, device=targets_N.device)
+        if self.world > 1:  # statistics of batch normalization are each rank's own: the first's are those that are kept
+            for buffer in self.averaged.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        if len(mine_N):
+            logits_NC[self.rank :: self.world] = predict_logits(self.averaged, examples, mine_N)
         if self.world > 1:
-            torch.distributed.broadcast(scores_3, src=0)
+            torch.distributed.all_reduce(logits_NC)
+        loss = functional.cross_entropy(logits_NC.double(), targets_N)
+        scores_3 = torch.stack([loss, *accuracy_and_uar(logits_NC, targets_N)])
         scores = dict(zip(("validation_loss", "validation_accuracy", "validation_uar"), scores_3.tolist(), strict=True))
         if self.config.schedule == "plateau" and math.isfinite(scores["validation_loss"]):
             self.plateau.step(scores["validation_loss"])
@@ -269,10 +277,13 @@ class Learner:
         self.network.load_state_dict(part(tensors, "network."))
         if self.config.ema:
             self.averaged.load_state_dict(part(tensors, "averaged."))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for key, tensor in part(tensors, "optimizer.").items():
             index, _, name = key.partition(".")
-            slots.setdefault(int(index), {})[name] = tensor
+            # Laid out as the weights are (channels last): the fused optimizer takes both for lists of numbers.
+            like = parameters[int(index)] if tensor.ndim else tensor
+            slots.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
         self.optimizer.load_state_dict({"state": slots, "param_groups": rest["optimizer"]})
         self.plateau.load_state_dict(rest["plateau"])
         self.steps = rest["steps"]

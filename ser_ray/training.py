@@ -291,7 +291,8 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     counts_GC = torch.from_numpy(task.counts)
 
     def wrap(network: nn.Module) -> nn.Module:
-        network = ray.train.torch.prepare_model(network)
+        # The first worker's batch-norm statistics are those that are validated and kept: the others need not follow.
+        network = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
         return torch.compile(network, dynamic=True) if config.compile else network  # batches differ in size
 
     learner = Learner(network, config, counts_GC, augment, mixup, rank, world, wrap)
