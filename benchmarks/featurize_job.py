@@ -156,13 +156,18 @@ def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
         time.sleep(SAMPLE_S)
 
 
-def pss_mb(pid: int) -> float:
-    """Return the proportional set size of a process, MB: pages that it shares count by its share."""
+def pss_mb(pid: int, kind: str = "Pss") -> float:
+    """Return the proportional set size of a process, MB: pages that it shares count by its share.
+
+    Args:
+        pid: The process.
+        kind: `Pss` is all of it, `Pss_Anon` its own data, `Pss_Shmem` what it has of shared memory.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:")), 0.0)
 
 
 def main(argv: list[str]) -> None:

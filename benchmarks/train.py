@@ -7,7 +7,7 @@ The same network takes the same steps on the same log-mel clips (made ones: norm
 - in a bare PyTorch loop with the clips in memory, without Ray or checkpoints, on one thread;
 - in two such loops at once that know nothing of each other: what a second core of this machine brings at all;
 - in `training.fit` under Ray Train, checkpoints included, with one worker on one core;
-- and there with two workers on two cores, at the same batch size in all.
+- and there with two workers on two cores, at the same batch size in all, and at the same one for each.
 
 An epoch's time runs from the end of one to the end of the next. Wanted: `epoch_ratio`, Ray's over the bare loop's,
 at most 1.05; two workers at least 1.7 times the clips per second of one. Nothing else should run on the machine.
@@ -46,6 +46,13 @@ from ser_ray.training import fit
 FRAMES = (120, 240)  # shortest and longest clip: 2 to 4 seconds
 SHARD = 250
 SPEAKERS = 20
+BATCH = 32
+# Name, workers, and batch size of each.
+RAY_RUNS = (
+    ("Ray Train, 1 worker", 1, BATCH),
+    ("Ray Train, 2 workers, half the batch each", 2, BATCH // 2),
+    ("Ray Train, 2 workers, the batch each", 2, BATCH),
+)
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,14 @@ class Flags:
     json: str = ""
 
 
-def make_store(root: str, clips: int) -> Store:
-    """Write a store of clips of noise, all emotions in turn, by twenty speakers."""
+def make_store(root: str, clips: int, frames: tuple[int, int] = FRAMES) -> Store:
+    """Write a store of clips of noise, of drawn lengths, all emotions in turn, by twenty speakers."""
     features, draw = FeatureConfig.for_kind("log_mel"), np.random.default_rng(0)
     type_ = feature_type(features)
     store = Store(storage.normalize(root))
     for start in range(0, clips, SHARD):
         names = [f"noise/{i:06}" for i in range(start, min(start + SHARD, clips))]
-        values = [draw.normal(-50, 15, (draw.integers(*FRAMES), features.n_mels)).astype(np.float32) for _ in names]
+        values = [draw.normal(-50, 15, (draw.integers(*frames), features.n_mels)).astype(np.float32) for _ in names]
         texts = {name: [""] * len(names) for name in METADATA}
         texts |= {"utterance_id": names, "emotion": [EMOTIONS[int(name[-6:]) % len(EMOTIONS)] for name in names]}
         texts |= {"augmentation": ["none"] * len(names), "duration_s": [3.0] * len(names)}
@@ -131,30 +138,31 @@ def main(argv: list[str]) -> None:
         store = make_store(f"{folder}/store", flags.clips)
         indices, held_out = np.arange(flags.clips), np.arange(min(100, flags.clips))
         parts = Split(indices, held_out, held_out, LabelSet(), "", {})
-        config = TrainConfig.for_model("log_mel_resnet", epochs=flags.epochs + 1, batch_size=32, patience=1000)
+        config = TrainConfig.for_model("log_mel_resnet", epochs=flags.epochs + 1, batch_size=BATCH, patience=1000)
         runs: dict[str, Any] = {"bare loop": {"epoch_s": time_bare(store, parts, config)}}
         if cores > 1:
             runs["two bare loops"] = {"epoch_s": time_two_bare(store, parts, config)}
-        for workers in (1, 2) if cores > 1 else (1,):
-            os.environ["RAY_ADDRESS"] = ""
+        for name, workers, batch_size in RAY_RUNS[: 3 if cores > 1 else 1]:
+            os.environ |= {"RAY_ADDRESS": "", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # as a job's own Ray
             ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
             connect()
             wish = TrainConfig.for_model(
                 "log_mel_resnet",
-                **{**vars(config), "num_workers": str(workers), "batch_size": 32 // workers, "device": "cpu"},
+                **{**vars(config), "num_workers": str(workers), "batch_size": batch_size, "device": "cpu"},
             )
-            epochs, start = time_ray(store, parts, wish, f"{folder}/{workers}")
-            runs[f"Ray Train, {workers} worker{'s' * (workers > 1)}"] = {"epoch_s": epochs, "start_s": start}
+            epochs, start = time_ray(store, parts, wish, f"{folder}/{name}")
+            runs[name] = {"epoch_s": epochs, "start_s": start}
             ray.shutdown()
     medians = {name: float(np.median(run["epoch_s"])) for name, run in runs.items()}
-    bare, one = medians["bare loop"], medians["Ray Train, 1 worker"]
-    two_bare, two = medians.get("two bare loops"), medians.get("Ray Train, 2 workers")
+    bare, two_bare = medians["bare loop"], medians.get("two bare loops")
+    one, two, two_large = (medians.get(name) for name, *_ in RAY_RUNS)
     figures = {
         "clips": flags.clips,
         "cores": cores,
         "load_before": load,
         "epoch_ratio": one / bare,
         "two_workers": one / two if two else None,
+        "two_workers_large": one / two_large if two_large else None,
         "two_bare": bare / two_bare if two_bare else None,
         "runs": runs,
         "versions": versions(),
@@ -167,7 +175,8 @@ def main(argv: list[str]) -> None:
     show_table(f"{flags.epochs} epochs of {flags.clips} clips, one thread a worker", table)
     say(f"Ray Train over the bare loop: {figures['epoch_ratio']:.3f}; load before: {load:.1f}")
     if two:
-        say(f"two workers on two cores: {figures['two_workers']:.2f} times the clips per second of one on one")
+        say(f"two workers on two cores: {figures['two_workers']:.2f} times the clips per second of one on one,")
+        say(f"{figures['two_workers_large']:.2f} times with as large a batch each")
         say(f"two bare loops at once: {figures['two_bare']:.2f} times those of one")
     if flags.json:
         storage.write_json(flags.json, figures)

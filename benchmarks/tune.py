@@ -28,7 +28,7 @@ import ray
 from featurize import machine, versions  # the benchmarks beside this one
 from featurize_job import pss_mb
 from local_cluster import descendants
-from train import make_store
+from train import FRAMES, make_store
 
 from ser_ray import cli, storage
 from ser_ray.cluster import connect
@@ -47,7 +47,9 @@ from ser_ray.tuning import search
 
 SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if name not in ("width", "depth")}
 MANY = 8  # trials whose memory is compared with that of one
-FEW_CLIPS = 320  # clips of the store whose memory is taken off: what is left are rows
+SHORT = (4, 8)  # frames of the clips whose memory is taken off that of usual ones: what is left are rows
+MEMORY_EPOCHS = 2
+TRAINING = "ray::RayTrainWorker"  # the process of a training that has the rows
 SAMPLE_S = 0.5
 
 
@@ -142,18 +144,19 @@ def time_side_by_side(store: Store, flags: Flags, folder: str) -> dict[str, floa
     return seconds
 
 
-def measure_rows(store: Store, trials: int, epochs: int, folder: str) -> float:
-    """Return the most memory, MB, that Ray and so many trials at a time take together; shared pages count once."""
+def measure_rows(store: Store, trials: int, folder: str) -> float:
+    """Return the most memory, MB, of Ray's object store and the own data of so many trainings at a time."""
     peak, over = 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(SAMPLE_S):
-            peak = max(peak, sum(pss_mb(pid) for pid in descendants(os.getpid())))
+            there = descendants(os.getpid())
+            own = sum(pss_mb(pid, "Pss_Anon") for pid, name in there.items() if name.startswith(TRAINING))
+            peak = max(peak, own + sum(pss_mb(pid, "Pss_Shmem") for pid in [os.getpid(), *there]))
 
     todo = Experiment(
-        model=ModelConfig(width=4),
-        train=TrainConfig.for_model("log_mel_resnet", epochs=epochs, patience=epochs, device="cpu"),
+        model=ModelConfig(width=4), train=TrainConfig.for_model("log_mel_resnet", epochs=MEMORY_EPOCHS, device="cpu")
     )
     with ray_of(MANY):
         watcher = threading.Thread(target=watch)
@@ -171,17 +174,20 @@ def measure_rows(store: Store, trials: int, epochs: int, folder: str) -> float:
 def compare_memory(flags: Flags, folder: str) -> dict[str, float]:
     """Return the memory that rows take with one trial and with many, MB.
 
-    It is the difference between trainings on many clips and on few that take as many steps: a process grows with them.
+    It is the difference between trainings on clips of the usual lengths and on as many that are very short: these take
+    the same steps, on windows of the same size.
     """
     rows = {}
-    stores = {clips: make_store(f"{folder}/store-{clips}", clips) for clips in (FEW_CLIPS, flags.memory_clips)}
+    stores = {
+        kind: make_store(f"{folder}/{kind}", flags.memory_clips, frames)
+        for kind, frames in (("short", SHORT), ("usual", FRAMES))
+    }
     for trials in (1, MANY):
-        for clips, store in stores.items():
-            epochs = round(flags.memory_clips / clips)
-            rows[f"{trials} trials, {clips} clips"] = measure_rows(store, trials, epochs, f"{folder}/{clips}-{trials}")
-        few, many = list(rows.values())[-2:]
-        rows[f"{trials} trials"] = many - few
-    rows["decoded"] = 1000 * stores[flags.memory_clips].decoded_gb()
+        for kind, store in stores.items():
+            rows[f"{trials} trials, {kind} clips"] = measure_rows(store, trials, f"{folder}/{kind}-{trials}")
+        short, usual = list(rows.values())[-2:]
+        rows[f"{trials} trials"] = usual - short
+    rows["decoded"] = 1000 * (stores["usual"].decoded_gb() - stores["short"].decoded_gb())
     return rows
 
 

@@ -191,8 +191,8 @@ class Learner:
             features, lengths_B = examples.batch(index_B)
         if self.mixup:
             features, target_BC, weight_B = mix(features, target_BC, weight_B, self.mixup)
-        norm = weight_B.sum()
-        summed = torch.distributed.all_reduce(norm, async_op=True) if self.world > 1 else None  # during the forward pass
+        norm = weight_B.sum()  # of all ranks; while the network is at work they add it up
+        summed = torch.distributed.all_reduce(norm, async_op=True) if self.world > 1 else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits_BC = self.model(features, lengths_B).to(target_BC)
         smoothing = self.config.label_smoothing
