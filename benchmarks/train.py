@@ -88,9 +88,8 @@ def make_store(root: str, clips: int, frames: tuple[int, int] = FRAMES) -> Store
         arrays = [pa.array(texts[name], schema.field(name).type) for name in METADATA]
         store.write_shard(pa.Table.from_arrays([*arrays, encode(values, type_)], schema=schema), [])
     settings = {"features": vars(features), "augmentations": ["none"], "seed": 0}
-    store.write_info(
-        {"format": FORMAT, "fingerprint": fingerprint(settings), **settings, "clips_digest": "", "complete": True}
-    )
+    facts = {"format": FORMAT, "fingerprint": fingerprint(settings), "clips_digest": "", "complete": True}
+    store.write_info({**settings, **facts, "counts": {"noise": {"featurized": clips}}})
     return store
 
 

@@ -49,8 +49,8 @@ class FrameAugmentConfig:
     pitch: float = 2.0
     noise: float = 0.5
     gain: float = 6.0
-    mask_s: float = 0.3
-    mask_bands: int = 8
+    mask_s: float = 0.0
+    mask_bands: int = 0
     mixup: float = 0.2
 
     def __post_init__(self) -> None:
