@@ -61,6 +61,7 @@ class Flags:
         data: Folders, URIs or tables that hold corpora, RAVDESS among them.
         trials: Settings that random search tries.
         epochs: Epochs of a trial that is not stopped.
+        width: Of the network; the default of trainings is 32.
         seeds: How many searches of each kind; 0 leaves them out.
         timed: Trials that are timed one after the other and two at a time; 0 leaves it out.
         memory_clips: Made clips for the comparison of memory; 0 leaves it out.
@@ -70,6 +71,7 @@ class Flags:
     data: tuple[str, ...] = ()
     trials: int = 8
     epochs: int = 12
+    width: int = 8
     seeds: int = 3
     timed: int = 4
     memory_clips: int = 6000
@@ -93,7 +95,7 @@ def experiment_of(flags: Flags, seed: int) -> Experiment:
     return Experiment(
         corpus=("ravdess",),
         split=SplitConfig("emobox"),
-        model=ModelConfig(width=8),
+        model=ModelConfig(width=flags.width),
         train=train,
     )
 
@@ -217,7 +219,7 @@ def main(argv: list[str]) -> None:
         say(f"rows of {MANY} trials take {figures['memory_ratio']:.2f} times the memory of those of one")
     say(f"load before: {load:.1f}")
     if flags.json:
-        facts = {"trials": flags.trials, "epochs": flags.epochs, "load_before": load}
+        facts = {"trials": flags.trials, "epochs": flags.epochs, "width": flags.width, "load_before": load}
         storage.write_json(flags.json, {**facts, **figures, "versions": versions(), "machine": machine()})
         say(f"figures: {flags.json}")
 
