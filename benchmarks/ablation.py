@@ -78,7 +78,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> None:
-    experiment, values = parse_experiment(argv, __doc__, Flags, without=("members",))
+    experiment, values = parse_experiment(argv, __doc__, Flags, without=("members", "start_from"))
     flags = cli.pick(Flags, values)
     if not flags.data and not flags.store:
         raise UserError("--data is missing: name the folders that hold your corpora")

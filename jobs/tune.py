@@ -51,7 +51,7 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, search, say where the results are."""
-    experiment, values = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers",))
+    experiment, values = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers", "start_from"))
     space, config = read_space(values["space"], experiment), cli.pick(TuneConfig, values)
     output = storage.normalize(values["output"] or fresh_root("tune"))
     begun = storage.exists(storage.join(output, "run.json"))

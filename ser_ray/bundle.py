@@ -52,12 +52,17 @@ class Bundle:
     heard_speakers: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The members of an ensemble, or the one network."""
+        return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]
+
     def save(self, folder: str) -> None:
         """Write the bundle into a folder or URI."""
         config = {
             "format": FORMAT,
             "model": asdict(self.model),
-            "members": len(self.network.members) if isinstance(self.network, Ensemble) else 1,
+            "members": len(self.networks),
             "features": asdict(self.features),
             "labels": asdict(self.labels),
             "views": self.views,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from torch import nn
 
 from ser_ray import metrics, storage
-from ser_ray.bundle import Bundle, answer, probabilities
+from ser_ray.bundle import Bundle, answer, load, probabilities
 from ser_ray.console import say, show_table
 from ser_ray.emotions import LabelSet, parse_labels
 from ser_ray.errors import UserError
@@ -25,7 +25,7 @@ from ser_ray.learner import TrainConfig
 from ser_ray.models import FEATURES_OF, Ensemble, ModelConfig
 from ser_ray.results import MADE_SPEECH, claim, refuse_finished, show_epoch, versions, write_run
 from ser_ray.splits import Split, SplitConfig, check, split
-from ser_ray.store import Store
+from ser_ray.store import Store, differences
 from ser_ray.training import fit
 
 _PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]
@@ -40,11 +40,14 @@ class Experiment:
         labels: Classes: `all`, `six` (those of CREMA-D), emotions by name, and merges such as `calm=neutral`.
         members: Networks to train; they answer together, by their mean. The first is validated; the others, each with a
             seed of its own, learn from its validation speakers too, to the last epoch.
+        start_from: A finished run, or its model, of the same network, from whose weights training starts; for a small
+            corpus, one of a larger one. It must not have heard the speakers that are tested or validate here.
     """
 
     corpus: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("all",)
     members: int = 1
+    start_from: str | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=partial(TrainConfig.for_model, ModelConfig.model))
@@ -100,6 +103,7 @@ def run(
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
     labels, leaks = parts.labels, check(rows, parts, experiment.split.protocol)
     _refuse_untrained(rows, parts)
+    before = _load_start(store, experiment, rows, parts) if experiment.start_from else None
     claim(run_root, experiment.identity(store), command)
     several = experiment.members > 1
     description = parts.description
@@ -108,11 +112,14 @@ def run(
             f" {experiment.members} networks answer together; only the first, which gives the scores on validation "
             "speakers, was not trained on these."
         )
+    if before:
+        description += f" Training starts from {experiment.start_from}, which heard none of the speakers tested here."
     say(description)
     show_table("Rows", _count_rows(rows, parts))
 
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
     train, validation = chosen[parts.train], chosen[parts.validation]
+    starts = [network.state_dict() for network in before.networks] if before else []
     fitted = []
     for k in range(experiment.members):
         in_store = replace(parts, train=train, validation=validation)
@@ -122,13 +129,15 @@ def run(
         configs = experiment.model, config, experiment.frame_augment
         root = storage.join(run_root, f"member-{k}") if several else run_root
         tell = partial(_named, show, {"member": k} if several else {})
-        fitted.append(fit(store, in_store, labels, *configs, root, tell, share))
+        start = starts[k % len(starts)] if starts else None
+        fitted.append(fit(store, in_store, labels, *configs, root, tell, share, start=start))
     train_s = time.perf_counter() - started
     networks = [one.network for one in fitted]
     network = Ensemble(networks) if several else networks[0]
     bundle = Bundle(network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
     bundle.views = VIEWS if bundle.features.kind == "log_mel" else ()
-    bundle.heard_speakers = tuple(sorted(_speakers(rows, parts.train) | _speakers(rows, parts.validation)))
+    heard = _speakers(rows, parts.train) | _speakers(rows, parts.validation)
+    bundle.heard_speakers = tuple(sorted(heard.union(before.heard_speakers if before else ())))
     bundle.temperature = _fit_temperature(store, bundle, networks[0], validation)
     predictions = predict_rows(bundle, store, chosen[parts.test])
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
@@ -237,6 +246,26 @@ def _fit_temperature(store: Store, bundle: Bundle, network: nn.Module, validatio
     """Fit the temperature to what a network says of its validation rows; members that were trained on them take it."""
     examples = Examples.from_rows(store.take(validation, COLUMNS), bundle.labels)
     return metrics.fit_temperature(answer(bundle, examples, network).numpy(), examples.targets.numpy())
+
+
+def _load_start(store: Store, experiment: Experiment, rows: pa.Table, parts: Split) -> Bundle:
+    """Read the model that training starts from.
+
+    Raises:
+        UserError: It is another network, takes other features, or has heard whom it must not.
+    """
+    start = load(experiment.start_from)
+    changed = differences(asdict(start.model), asdict(experiment.model))
+    changed = changed or differences(asdict(start.features), store.info()["features"])
+    if changed:
+        raise UserError(f"--start-from {experiment.start_from} is another kind of network ({changed})")
+    known = set(start.heard_speakers) & (_speakers(rows, parts.test) | _speakers(rows, parts.validation))
+    if known:
+        raise UserError(
+            f"--start-from {experiment.start_from} was trained on {len(known)} of the speakers that are tested or "
+            f"validate here, such as {min(known)}; start from one that has not heard them"
+        )
+    return start
 
 
 def _refuse_untrained(rows: pa.Table, parts: Split) -> None:

@@ -245,3 +245,13 @@ def build(config: ModelConfig, num_features: int, num_classes: int) -> nn.Module
     if config.model == "cnn1d":
         return Cnn1d(num_features, num_classes)
     return LogMelResNet(num_features, num_classes, config)
+
+
+def adopt(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network the weights of a trained one of the same kind.
+
+    Its last layer, which may know other emotions, and the statistics of its input stay as they are.
+    """
+    own = network.state_dict()
+    kept = {name: own[name] for name in own if name.startswith(("classify.", "standardize."))}
+    network.load_state_dict({**weights, **kept})

@@ -35,7 +35,7 @@ from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import Learner, TrainConfig, deal, is_over, loss_weights, part
-from ser_ray.models import ModelConfig, build
+from ser_ray.models import ModelConfig, adopt, build
 from ser_ray.splits import Split
 from ser_ray.store import Store, name_rows
 
@@ -112,6 +112,7 @@ class Task:
         features: How the store's features were made.
         threads: Torch threads per worker.
         should_stop: Asked after each epoch whether this shall have been the last; None for never.
+        start: Weights to start from; None for drawn ones.
     """
 
     rows: ray.ObjectRef
@@ -127,6 +128,7 @@ class Task:
     features: FeatureConfig
     threads: int
     should_stop: Callable[[], bool] | None
+    start: dict[str, Tensor] | None
 
 
 @dataclass
@@ -159,6 +161,7 @@ def fit(
     shared: Shared | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
     should_stop: Callable[[], bool] | None = None,
+    start: dict[str, Tensor] | None = None,
 ) -> Fitted:
     """Train a network; a run of the same folder that was cut short goes on where it was.
 
@@ -175,6 +178,8 @@ def fit(
         shared: Rows that were read already, with those of training and validation among them.
         callbacks: More of Ray Train's callbacks.
         should_stop: Asked by the first worker after each epoch whether this shall have been the last.
+        start: Weights of a trained network of the same kind to start from, but for its last layer and the statistics
+            of its features.
 
     Raises:
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
@@ -213,6 +218,7 @@ def fit(
         features=FeatureConfig(**info["features"]),
         threads=max(1, int(workers.resources["CPU"])),
         should_stop=should_stop,
+        start=start,
     )
     board = Board.remote()
     trainer = ray.train.torch.TorchTrainer(
@@ -279,7 +285,10 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     if device.type == "cuda" and len(task.validation):
         validation, validation_N = rows.take(validation_N).to(device), None
     train_N = None if task.train is None else torch.from_numpy(task.train)
-    network = build(task.model, task.features.num_features, len(task.labels.names)).to(device)
+    network = build(task.model, task.features.num_features, len(task.labels.names))
+    if task.start:
+        adopt(network, task.start)
+    network = network.to(device)
     network.standardize.set(*(task.statistics or rows.statistics(train_N)))
     if train_N is not None and device.type == "cuda":
         rows, train_N = rows.to(device), train_N.to(device)

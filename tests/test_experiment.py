@@ -104,6 +104,33 @@ def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answ
         todo(members=2)
 
 
+def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, tmp_path):
+    first = str(tmp_path / "first")
+    names = made_store.info()["counts"]
+    one, other = sorted(names)[:2]
+    experiment.run(made_store, todo(corpus=(one,), labels=("happy", "sad"), epochs=2), first, "")
+    wish = todo(corpus=(other,), start_from=first, learning_rate=1e-9)  # stays where it starts
+    scores = experiment.run(made_store, wish, str(tmp_path / "second"), "")
+    assert f"starts from {first}" in scores["description"]
+    before, after = bundle.load(first), bundle.load(str(tmp_path / "second"))
+    old, new = before.network.state_dict(), after.network.state_dict()
+    for name in old:
+        if name.startswith(("classify", "standardize")):
+            assert old[name].shape != new[name].shape or not torch.equal(old[name], new[name]), name
+        else:
+            torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-6)
+    assert set(before.heard_speakers) < set(after.heard_speakers)
+    with pytest.raises(UserError, match=r"was trained on .* of the speakers that are tested or validate here, such as"):
+        experiment.run(made_store, todo(corpus=(one,), start_from=first), str(tmp_path / "third"), "")
+    with pytest.raises(UserError, match=r"no such|holds no trained model"):
+        experiment.run(made_store, todo(start_from=str(tmp_path / "none")), str(tmp_path / "third"), "")
+    config = tmp_path / "first" / "model" / "config.json"
+    config.write_text(config.read_text().replace('"offset_s": 0.6', '"offset_s": 0.5'))
+    with pytest.raises(UserError, match=r"is another kind of network .offset_s: 0.5, wanted 0.6"):
+        experiment.run(made_store, todo(corpus=(other,), start_from=first), str(tmp_path / "third"), "")
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize("workers", ["1", "2", "3"])
 def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
     _, scores = finished  # by one worker
