@@ -19,79 +19,28 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ser_ray import streaming
+from ser_ray import training_data
 from ser_ray.cluster import Board, following, plan_workers
 from ser_ray.console import say
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import COLUMNS, Examples
+from ser_ray.inference import Examples
 from ser_ray.learner import Learner, TrainConfig, deal, is_over, loss_weights, part
 from ser_ray.models import ModelConfig, adopt, build
 from ser_ray.splits import Split
-from ser_ray.store import Store, name_rows
+from ser_ray.store import Store
 
 CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
 MAX_LOSS = 100.0  # nats; guessing among eight emotions costs 2.1
 MAX_FAILURES = 3  # how often a lost worker is replaced
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Rows of a store in Ray's object store, where all workers of a node read them in place.
-
-    Attributes:
-        rows: What `Examples.arrays` gives.
-        indices: Which rows of the store's sorted rows they are, ascending.
-        corpora: Those of the store, by whose places the rows' groups are numbered.
-    """
-
-    rows: ray.ObjectRef
-    indices: np.ndarray
-    corpora: list[str]
-
-    def find(self, indices: np.ndarray) -> np.ndarray:
-        """Return where some rows of the store stand among these."""
-        return np.searchsorted(self.indices, indices)
-
-
-def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
-    """Read some rows of a store, once for all workers and trainings."""
-    indices, corpora = np.unique(indices), corpora_of(store)
-    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora)
-    return Shared(ray.put(examples.arrays()), indices, corpora)
-
-
-def corpora_of(store: Store) -> list[str]:
-    """Return the corpora of a finished store, in order."""
-    return sorted(store.info()["counts"])
-
-
-def stream_rows(store: Store, indices: np.ndarray, shuffle: bool = True) -> ray.data.Dataset:
-    """Return some rows of a store as a dataset that is read anew in every epoch.
-
-    Args:
-        store: The feature store.
-        indices: Of rows in the sorted rows of the store.
-        shuffle: Read shards in another order in each epoch, instead of in theirs.
-    """
-    paths = store.shards()
-    shards = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
-    shards.context.execution_options.preserve_order = not shuffle
-    if shuffle:
-        shards = shards.randomize_block_order()
-    wanted = {"wanted": name_rows(store.rows(["utterance_id", "augmentation"]).take(indices))}
-    return shards.map_batches(
-        streaming.read_chosen, fn_kwargs=wanted, batch_format="pyarrow", batch_size=None, num_cpus=streaming.CPUS
-    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +107,7 @@ def fit(
     run_root: str,
     on_epoch: Callable[[dict[str, Any]], None],
     share: int = 1,
-    shared: Shared | None = None,
+    shared: training_data.Shared | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
     should_stop: Callable[[], bool] | None = None,
     start: dict[str, Tensor] | None = None,
@@ -190,17 +139,17 @@ def fit(
     streamed = size_gb > config.memory_gb and shared is None
     if streamed:
         say(f"Training rows: {size_gb:.3f} GB decoded, more than --memory-gb, so they are streamed")
-        shared = share_rows(store, split.validation, labels)
+        shared = training_data.share_rows(store, split.validation, labels)
     elif shared is None:
         say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
-        shared = share_rows(store, np.concatenate([split.train, split.validation]), labels)
+        shared = training_data.share_rows(store, np.concatenate([split.train, split.validation]), labels)
     corpora = shared.corpora
     counts = np.zeros((len(corpora), len(labels.names)), np.int64)
     for row in rows.take(split.train).group_by(["corpus", "emotion"]).aggregate([([], "count_all")]).to_pylist():
         counts[corpora.index(row["corpus"]), labels.index(row["emotion"])] += row["count_all"]
     if config.balance:
         _say_weights(corpora, labels, torch.from_numpy(counts), config)
-    workers = plan_workers(config.num_workers, config.device, share, streaming.CPUS if streamed else 0)
+    workers = plan_workers(config.num_workers, config.device, share, training_data.CPUS if streamed else 0)
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
@@ -209,7 +158,7 @@ def fit(
         train=None if streamed else shared.find(split.train),
         validation=shared.find(split.validation),
         counts=counts,
-        statistics=streaming.statistics(store, split.train) if streamed else None,
+        statistics=training_data.statistics(store, split.train) if streamed else None,
         labels=labels,
         corpora=corpora,
         model=model,
@@ -224,7 +173,7 @@ def fit(
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"task": task},
-        datasets={"train": stream_rows(store, split.train)} if streamed else None,
+        datasets={"train": training_data.stream_rows(store, split.train)} if streamed else None,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources
         ),
@@ -317,8 +266,8 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
         started = time.perf_counter()
         if train_N is None:
             shard = ray.train.get_dataset_shard("train")
-            tables = shard.iter_batches(batch_size=streaming.BUFFER, batch_format="pyarrow")
-            batches = streaming.batches(
+            tables = shard.iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
+            batches = training_data.batches(
                 tables, task.labels, task.corpora, config.batch_size, device, config.seed * 1_000_003 + epoch
             )
             num_batches = -(-int(task.counts.sum()) // (world * config.batch_size))

@@ -41,7 +41,8 @@ from ser_ray.results import claim, refuse_finished
 from ser_ray.search_space import Range, Space, TuneConfig, flags_of, settle, usual
 from ser_ray.splits import Split
 from ser_ray.store import Store, differences
-from ser_ray.training import Shared, fit, share_rows
+from ser_ray.training import fit
+from ser_ray.training_data import Shared, share_rows
 from ser_ray.trials import Recorder, ranked, read_trials, said
 
 OBJECTIVE = "objective"  # mean over inner folds of the best validation UAR so far

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ser_ray
 
-ON_RAY = {"featurize.py", "training.py", "tuning.py", "crossval.py", "cluster.py", "predict.py"}
+ON_RAY = {"featurize.py", "training.py", "training_data.py", "tuning.py", "crossval.py", "cluster.py", "predict.py"}
 PACKAGE = Path(ser_ray.__file__).parent
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from local_cluster import descendants
 
-from ser_ray import streaming
+from ser_ray import training_data
 from ser_ray.cluster import plan_workers
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
@@ -17,7 +17,8 @@ from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import Learner, TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import SplitConfig, split
-from ser_ray.training import CXX, corpora_of, fit, stream_rows
+from ser_ray.training import CXX, fit
+from ser_ray.training_data import corpora_of, stream_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -97,7 +98,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     def losses(source):
         torch.manual_seed(0)
         model = build(network, features.num_features, 8)
-        model.standardize.set(*streaming.statistics(store, parts.train))
+        model.standardize.set(*training_data.statistics(store, parts.train))
         augment = None
         if features.kind == "log_mel":
             augment = FrameAugment(FrameAugmentConfig(), features, model.standardize.mean_F.clone(), 0)
@@ -107,11 +108,11 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     there = losses(lambda: ((in_memory, index) for index in order.tensor_split(batches)))
 
     def buffers():
-        return dataset.iterator().iter_batches(batch_size=streaming.BUFFER, batch_format="pyarrow")
+        return dataset.iterator().iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
 
-    streamed = losses(lambda: streaming.batches(buffers(), LabelSet(), corpora, 16, torch.device("cpu")))
+    streamed = losses(lambda: training_data.batches(buffers(), LabelSet(), corpora, 16, torch.device("cpu")))
     assert streamed == pytest.approx(there, rel=1e-6)
-    mean_F, std_F = streaming.statistics(store, parts.train)
+    mean_F, std_F = training_data.statistics(store, parts.train)
     assert torch.allclose(mean_F, in_memory.values.double().mean(0))
     assert torch.allclose(std_F, in_memory.values.double().std(0, correction=0))
 

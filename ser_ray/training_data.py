@@ -1,11 +1,18 @@
-"""Training rows that do not fit in memory: read by shards and buffers, in every epoch anew."""
+"""How rows reach the workers of a training.
+
+Those of a node share them in Ray's object store; where they are too many, Ray Data streams them from the store's
+shards, by buffers, in every epoch anew.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import ray
+import ray.data
 import torch
 from torch import Tensor
 
@@ -15,6 +22,54 @@ from ser_ray.store import Store, choose_rows, decode, name_rows, read_shard
 
 BUFFER = 2048  # rows that a worker shuffles at a time
 CPUS = 0.5  # that reading shards takes
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows of a store in Ray's object store, where all workers of a node read them in place.
+
+    Attributes:
+        rows: What `Examples.arrays` gives.
+        indices: Which rows of the store's sorted rows they are, ascending.
+        corpora: Those of the store, by whose places the rows' groups are numbered.
+    """
+
+    rows: ray.ObjectRef
+    indices: np.ndarray
+    corpora: list[str]
+
+    def find(self, indices: np.ndarray) -> np.ndarray:
+        """Return where some rows of the store stand among these."""
+        return np.searchsorted(self.indices, indices)
+
+
+def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
+    """Read some rows of a store, once for all workers and trainings."""
+    indices, corpora = np.unique(indices), corpora_of(store)
+    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora)
+    return Shared(ray.put(examples.arrays()), indices, corpora)
+
+
+def corpora_of(store: Store) -> list[str]:
+    """Return the corpora of a finished store, in order."""
+    return sorted(store.info()["counts"])
+
+
+def stream_rows(store: Store, indices: np.ndarray, shuffle: bool = True) -> ray.data.Dataset:
+    """Return some rows of a store as a dataset that is read anew in every epoch.
+
+    Args:
+        store: The feature store.
+        indices: Of rows in the sorted rows of the store.
+        shuffle: Read shards in another order in each epoch, instead of in theirs.
+    """
+    paths = store.shards()
+    shards = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
+    shards.context.execution_options.preserve_order = not shuffle
+    if shuffle:
+        shards = shards.randomize_block_order()
+    wanted = {"wanted": name_rows(store.rows(["utterance_id", "augmentation"]).take(indices))}
+    return shards.map_batches(read_chosen, fn_kwargs=wanted, batch_format="pyarrow", batch_size=None, num_cpus=CPUS)
 
 
 def read_chosen(paths: pa.Table, wanted: pa.Array) -> pa.Table:
