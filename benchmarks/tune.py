@@ -50,7 +50,7 @@ MANY = 8  # trials whose memory is compared with that of one
 SHORT = (4, 8)  # frames of the clips whose memory is taken off that of usual ones: what is left are rows
 MEMORY_EPOCHS = 2
 TRAINING = "ray::RayTrainWorker"  # the process of a training that has the rows
-SAMPLE_S = 0.5
+SAMPLE_S = 3.0  # looking at memory costs time itself, the more with many processes
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Score a saved model on any corpus, or compare two runs.
+"""Score a saved model on any corpus, or several together, or compare two runs.
 
     python jobs/evaluate.py --run runs/first --data ~/other_corpus
     python jobs/evaluate.py --run runs/first --data clips.csv --output runs/elsewhere --embed-audio
+    python jobs/evaluate.py --run runs/first runs/second --data ~/other_corpus       # they answer together
     python jobs/evaluate.py --compare runs/first runs/second
 
 Clips of speakers that the model heard in training are left out, and said.
@@ -25,8 +26,9 @@ class Flags:
     """Flags of this job.
 
     Attributes:
-        run: A finished run, or the folder of a model, here or at a URI.
-        data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it the run's own scores are shown.
+        run: A finished run, or the folder of a model, here or at a URI; several answer together, by the mean of their
+            log-probabilities.
+        data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it a run's own scores are shown.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         output: Folder or URI for the results; by default a fresh name under `runs/`.
         compare: Two finished runs, to be compared on the clips that both tested.
@@ -35,7 +37,7 @@ class Flags:
         config: YAML or JSON file of flags and values; flags beat it.
     """
 
-    run: str | None = None
+    run: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     store: str | None = None
     output: str | None = None
@@ -59,15 +61,18 @@ def main(argv: Sequence[str]) -> None:
         show_comparison(compare(*map(storage.normalize, values["compare"]), page, command))
         say(f"Report: {page}")
         return
+    runs = [storage.normalize(run) for run in values["run"]]
     if not values["data"]:
-        show_scores(read_run(storage.normalize(values["run"]))[0])
+        if len(runs) > 1:
+            raise UserError("--data is missing: name what several runs shall answer together, or --compare two of them")
+        show_scores(read_run(runs[0])[0])
         return
     output = storage.normalize(values["output"] or fresh_root("evaluate"))
     refuse_finished(output)
-    model = bundle.load(storage.normalize(values["run"]))
+    models = [bundle.load(run) for run in runs]
     manifest = find_and_connect(values["data"], values["verbose"])
-    store = featurize(manifest, FeaturizeConfig(features=model.features, augment=("none",)), values["store"])
-    scores = evaluate(model, store, output, command, values["embed_audio"])
+    store = featurize(manifest, FeaturizeConfig(features=models[0].features, augment=("none",)), values["store"])
+    scores = evaluate(models, store, output, command, values["embed_audio"])
     show_scores(scores)
     say(f"Results: {output} (report.html, metrics.json, predictions.parquet)")
 

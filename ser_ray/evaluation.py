@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ser_ray import metrics, report, storage
@@ -16,13 +18,17 @@ from ser_ray.experiment import predict_rows
 from ser_ray.results import claim, read_run, refuse_finished, versions, write_run
 from ser_ray.store import Store
 
+TINY = 1e-300  # a probability of 0 would leave the other models no say
 
-def evaluate(bundle: Bundle, store: Store, run_root: str, command: str, embed_audio: bool = False) -> dict[str, Any]:
-    """Score a model on all clips of a store whose speakers it has not heard.
+
+def evaluate(
+    bundles: Sequence[Bundle], store: Store, run_root: str, command: str, embed_audio: bool = False
+) -> dict[str, Any]:
+    """Score a model, or several that answer together, on all clips of a store whose speakers none of them has heard.
 
     Args:
-        bundle: The model.
-        store: Complete store of the model's features.
+        bundles: The models, of the same features and labels.
+        store: Complete store of their features.
         run_root: Folder or URI to write the results to.
         command: The command line, for the record.
         embed_audio: Put the sounds of the worst mistakes into the report.
@@ -34,9 +40,14 @@ def evaluate(bundle: Bundle, store: Store, run_root: str, command: str, embed_au
         UserError: No clip is left, or the folder holds another run.
     """
     refuse_finished(run_root)
+    labels = bundles[0].labels
+    if any((other.features, other.labels) != (bundles[0].features, labels) for other in bundles):
+        raise UserError("models that answer together must have the same features and --labels")
+    facts = [bundle.facts for bundle in bundles]
+    heard = sorted({speaker for bundle in bundles for speaker in bundle.heard_speakers})
     identity = {
         "clips_digest": store.info()["clips_digest"],
-        "model": bundle.facts,
+        "model": facts[0] if len(facts) == 1 else facts,
         "features": store.info()["features"],
     }
     claim(run_root, identity, command)
@@ -47,9 +58,9 @@ def evaluate(bundle: Bundle, store: Store, run_root: str, command: str, embed_au
     reasons = {
         "same audio under several emotions": np.isin(rows["utterance_id"].to_numpy(), clashing),
         "emotion not among the model's labels": np.array(
-            [bundle.labels.index(e) is None for e in rows["emotion"].to_pylist()]
+            [labels.index(e) is None for e in rows["emotion"].to_pylist()]
         ),
-        "speaker heard in training": np.isin(rows["speaker_id"].to_numpy(), bundle.heard_speakers),
+        "speaker heard in training": np.isin(rows["speaker_id"].to_numpy(), heard),
     }
     excluded = {}
     for reason, applies in reasons.items():
@@ -59,21 +70,22 @@ def evaluate(bundle: Bundle, store: Store, run_root: str, command: str, embed_au
         usable &= ~applies
     if not usable.any():
         raise UserError("no clip is left to test on; choose --data with speakers that the model has not heard")
-    predictions = predict_rows(bundle, store, np.flatnonzero(usable))
+    predictions = _together([predict_rows(bundle, store, np.flatnonzero(usable)) for bundle in bundles], labels.names)
     speakers = set(predictions["speaker_id"].to_pylist())
     scores = {
-        **metrics.score(predictions, bundle.labels.names),
+        **metrics.score(predictions, labels.names),
         "protocol": "evaluation",
         "fold": None,
-        "description": f"A saved model tested on {len(speakers)} speakers, none of whom it heard in training.",
-        "notes": bundle.facts.get("notes", []),
+        "description": f"{'A saved model' if len(bundles) == 1 else f'{len(bundles)} saved models together'} tested on "
+        f"{len(speakers)} speakers, none of whom was heard in training.",
+        "notes": sorted({note for each in facts for note in each.get("notes", [])}),
         "leaks": {
             "leaky": False,
             "forbidden": ["speakers"],
-            "train_test": {"speakers": len(speakers & set(bundle.heard_speakers))},
+            "train_test": {"speakers": len(speakers & set(heard))},
         },
         "excluded": excluded,
-        "temperature": bundle.temperature,
+        "temperature": bundles[0].temperature if len(bundles) == 1 else [bundle.temperature for bundle in bundles],
         "config": identity,
         "command": command,
         "versions": versions(),
@@ -81,6 +93,23 @@ def evaluate(bundle: Bundle, store: Store, run_root: str, command: str, embed_au
     }
     write_run(run_root, store, scores, predictions, embed_audio=embed_audio)
     return scores
+
+
+def _together(predictions: list[pa.Table], names: Sequence[str]) -> pa.Table:
+    """Return the answers of several models to the same clips as one: the mean of their log-probabilities."""
+    first = predictions[0]
+    if len(predictions) == 1:
+        return first
+    logs = [np.log(np.maximum(np.stack(table["probabilities"].to_pylist()), TINY)) for table in predictions]
+    mean_NC = np.exp(np.mean(logs, axis=0))
+    mean_NC /= mean_NC.sum(axis=1, keepdims=True)
+    columns = {
+        "predicted": pa.array(np.array(names)[mean_NC.argmax(axis=1)]),
+        "probabilities": pa.array(list(mean_NC), pa.list_(pa.float64())),
+    }
+    for name, column in columns.items():
+        first = first.set_column(first.column_names.index(name), name, column)
+    return first
 
 
 def compare(root_a: str, root_b: str, page: str, command: str) -> dict[str, Any]:
@@ -120,4 +149,4 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         if numbers["interval"]:
             low, high = numbers["interval"]
             text += f" (95 % interval {low:+.1%} to {high:+.1%}, p = {numbers['p_value']:.3g})"
-        say(text)
+        say(f"{text}; both together {numbers['together']:.1%}")

@@ -87,6 +87,24 @@ def test_cross_validate_evaluate_compare(job, made, made_store, tmp_path):
     heard = json.loads(Path("runs/cv/fold-0/model/config.json").read_text())["heard_speakers"]
     assert len(heard) == 2 and set(scores["per_speaker"]).isdisjoint(heard)
 
+    for name, folds in (("second", (1,)), ("together", (0, 1))):
+        models = [f"runs/cv/fold-{fold}" for fold in folds]
+        code, out, err = job("evaluate", "--run", *models, "--data", *made, "--output", f"runs/{name}")
+        assert (code, err) == (0, ""), err
+    scores = json.loads(Path("runs/together/metrics.json").read_text())
+    assert scores["per_corpus"].keys() == {"crema_d", "ravdess", "tess"}  # each of savee was heard by one of them
+    first, second, both = (
+        {row["utterance_id"]: row for row in pq.read_table(f"runs/{name}/predictions.parquet").to_pylist()}
+        for name in ("elsewhere", "second", "together")
+    )
+    assert set(both) == set(first) & set(second)
+    for clip, row in both.items():
+        product = np.sqrt(np.multiply(first[clip]["probabilities"], second[clip]["probabilities"]))
+        np.testing.assert_allclose(row["probabilities"], product / product.sum(), rtol=1e-9)
+        assert row["predicted"] == scores["labels"][product.argmax()]
+    code, _, err = job("evaluate", "--run", "runs/cv/fold-0", "runs/cv/fold-1")
+    assert code == 2 and "--data is missing" in err
+
     code, out, err = job("evaluate", "--compare", "runs/cv", "runs/cv/fold-0", "--output", "runs/both")
     assert (code, err) == (0, ""), err
     assert "tested by both" in out and Path("runs/both/report.html").stat().st_size > 1000
