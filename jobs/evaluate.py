@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ser_ray import bundle, cli, storage
+from ser_ray import cli, storage
 from ser_ray.console import say
 from ser_ray.errors import UserError
-from ser_ray.evaluation import compare, evaluate, show_comparison
+from ser_ray.evaluation import compare, evaluate, load_models, show_comparison
 from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
 from ser_ray.results import fresh_root, read_run, refuse_finished, show_scores
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         return
     output = storage.normalize(values["output"] or fresh_root("evaluate"))
     refuse_finished(output)
-    models = [bundle.load(run) for run in runs]
+    models = load_models(runs)
     manifest = find_and_connect(values["data"], values["verbose"])
     store = featurize(manifest, FeaturizeConfig(features=models[0].features, augment=("none",)), values["store"])
     scores = evaluate(models, store, output, command, values["embed_audio"])

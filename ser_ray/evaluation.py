@@ -11,14 +11,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ser_ray import metrics, report, storage
-from ser_ray.bundle import Bundle
+from ser_ray.bundle import Bundle, load
 from ser_ray.console import say
 from ser_ray.errors import UserError
 from ser_ray.experiment import predict_rows
 from ser_ray.results import claim, read_run, refuse_finished, versions, write_run
 from ser_ray.store import Store
 
-TINY = 1e-300  # a probability of 0 would leave the other models no say
+
+def load_models(roots: Sequence[str]) -> list[Bundle]:
+    """Read models that are to answer together.
+
+    Args:
+        roots: What `bundle.load` takes.
+
+    Raises:
+        UserError: One cannot be read, or has other features or labels than the first.
+    """
+    bundles = [load(root) for root in roots]
+    for root, other in zip(roots, bundles, strict=True):
+        if (other.features, other.labels) != (bundles[0].features, bundles[0].labels):
+            raise UserError(f"{root} has other features or labels than {roots[0]}, so they cannot answer together")
+    return bundles
 
 
 def evaluate(
@@ -27,7 +41,7 @@ def evaluate(
     """Score a model, or several that answer together, on all clips of a store whose speakers none of them has heard.
 
     Args:
-        bundles: The models, of the same features and labels.
+        bundles: The models, as `load_models` gives them.
         store: Complete store of their features.
         run_root: Folder or URI to write the results to.
         command: The command line, for the record.
@@ -41,8 +55,6 @@ def evaluate(
     """
     refuse_finished(run_root)
     labels = bundles[0].labels
-    if any((other.features, other.labels) != (bundles[0].features, labels) for other in bundles):
-        raise UserError("models that answer together must have the same features and --labels")
     facts = [bundle.facts for bundle in bundles]
     heard = sorted({speaker for bundle in bundles for speaker in bundle.heard_speakers})
     identity = {
@@ -100,9 +112,7 @@ def _together(predictions: list[pa.Table], names: Sequence[str]) -> pa.Table:
     first = predictions[0]
     if len(predictions) == 1:
         return first
-    logs = [np.log(np.maximum(np.stack(table["probabilities"].to_pylist()), TINY)) for table in predictions]
-    mean_NC = np.exp(np.mean(logs, axis=0))
-    mean_NC /= mean_NC.sum(axis=1, keepdims=True)
+    mean_NC = metrics.pool_answers([np.stack(table["probabilities"].to_pylist()) for table in predictions])
     columns = {
         "predicted": pa.array(np.array(names)[mean_NC.argmax(axis=1)]),
         "probabilities": pa.array(list(mean_NC), pa.list_(pa.float64())),

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from ser_ray.errors import UserError
@@ -150,8 +150,7 @@ def compare(
     speakers_N = _strings(table_a, "speaker_id")
     weights_BS = _resample_speakers(speakers_N, resamples, seed)
     whole_a, whole_b = _scores(targets_N, predicted_a_N), _scores(targets_N, predicted_b_N)
-    # The product has its largest entry where the mean of the logarithms has.
-    together = _scores(targets_N, (probability_a_NC * probability_b_NC).argmax(axis=1))
+    together = _scores(targets_N, pool_answers([probability_a_NC, probability_b_NC]).argmax(axis=1))
     drawn_a, drawn_b = (
         _resampled_scores(targets_N, predicted_N, speakers_N, len(labels), weights_BS)
         for predicted_N in (predicted_a_N, predicted_b_N)
@@ -177,6 +176,19 @@ def compare(
             "p_value": None if single else float(min(1.0, 2 * (rarer_side + 1) / (resamples + 1))),
         }
     return result
+
+
+def pool_answers(probabilities_NC: Sequence[np.ndarray]) -> np.ndarray:
+    """Return what several models say together of the same clips, by the mean of their log-probabilities.
+
+    Args:
+        probabilities_NC: Probabilities of each model.
+
+    Returns:
+        Probabilities, `[N, C]`.
+    """
+    tiny = np.finfo(np.float64).tiny  # a probability of 0 would leave the other models no say
+    return softmax(np.mean([np.log(np.maximum(each_NC, tiny)) for each_NC in probabilities_NC], axis=0), axis=1)
 
 
 def fit_temperature(logits_NC: np.ndarray, targets_N: np.ndarray) -> float:

@@ -1,7 +1,6 @@
 """Data-parallel training on Ray Train: the life of one worker, and `fit`, which has as many of them as there are.
 
-The driver reads the rows once, and all workers of a node share them in Ray's object store; where they are too many,
-Ray Data streams them from the store's shards. A worker's steps are the `Learner`'s.
+Rows come as `training_data` brings them; a worker's steps are the `Learner`'s.
 After each epoch the state goes into a checkpoint of safetensors and JSON, from which a killed run continues.
 """
 

@@ -122,7 +122,7 @@ def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, 
     assert set(before.heard_speakers) < set(after.heard_speakers)
     with pytest.raises(UserError, match=r"was trained on .* of the speakers that are tested or validate here, such as"):
         experiment.run(made_store, todo(corpus=(one,), start_from=first), str(tmp_path / "third"), "")
-    with pytest.raises(UserError, match=r"no such|holds no trained model"):
+    with pytest.raises(UserError, match="holds no trained model"):
         experiment.run(made_store, todo(start_from=str(tmp_path / "none")), str(tmp_path / "third"), "")
     config = tmp_path / "first" / "model" / "config.json"
     config.write_text(config.read_text().replace('"offset_s": 0.6', '"offset_s": 0.5'))
