@@ -49,8 +49,9 @@ SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if 
 MANY = 8  # trials whose memory is compared with that of one
 SHORT = (4, 8)  # frames of the clips whose memory is taken off that of usual ones: what is left are rows
 MEMORY_EPOCHS = 2
-TRAINING = "ray::RayTrainWorker"  # the process of a training that has the rows
-SAMPLE_S = 3.0  # looking at memory costs time itself, the more with many processes
+TRIAL = "ray::ImplicitFunc"  # the process of a trial of one worker
+SAMPLE_S = 1.0  # looking at memory costs time itself
+ALONE = 4  # trials that are measured one at a time
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,18 @@ def time_side_by_side(store: Store, flags: Flags, folder: str) -> dict[str, floa
     return seconds
 
 
-def measure_rows(store: Store, trials: int, folder: str) -> float:
-    """Return the most memory, MB, of Ray's object store and the own data of so many trainings at a time."""
-    peak, over = 0.0, threading.Event()
+def measure_trials(store: Store, trials: int, folder: str) -> tuple[float, list[float]]:
+    """Train so many trials at a time; return the most memory, MB, of Ray's object store, and of each trial's own."""
+    shared, own, over = 0.0, {}, threading.Event()
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal shared
         while not over.wait(SAMPLE_S):
             there = descendants(os.getpid())
-            own = sum(pss_mb(pid, "Pss_Anon") for pid, name in there.items() if name.startswith(TRAINING))
-            peak = max(peak, own + sum(pss_mb(pid, "Pss_Shmem") for pid in [os.getpid(), *there]))
+            shared = max(shared, sum(pss_mb(pid, "Pss_Shmem") for pid in [os.getpid(), *there]))
+            for pid, name in there.items():
+                if name.startswith(TRIAL):
+                    own[pid] = max(own.get(pid, 0.0), pss_mb(pid, "Pss_Anon"))
 
     todo = Experiment(
         model=ModelConfig(width=4), train=TrainConfig.for_model("log_mel_resnet", epochs=MEMORY_EPOCHS, device="cpu")
@@ -170,25 +173,35 @@ def measure_rows(store: Store, trials: int, folder: str) -> float:
         finally:
             over.set()
             watcher.join()
-    return peak
+    return shared, list(own.values())
 
 
-def compare_memory(flags: Flags, folder: str) -> dict[str, float]:
+def compare_memory(flags: Flags, folder: str) -> dict[str, Any]:
     """Return the memory that rows take with one trial and with many, MB.
 
-    It is the difference between trainings on clips of the usual lengths and on as many that are very short: these take
-    the same steps, on windows of the same size.
+    It is what Ray's object store holds, and what a trial's own memory has more of than that of a trial on as many clips
+    that are very short: these take the same steps, on windows of the same size. The mean of several trials counts,
+    since two of the same kind differ by tens of MB.
     """
     rows = {}
     stores = {
         kind: make_store(f"{folder}/{kind}", flags.memory_clips, frames)
         for kind, frames in (("short", SHORT), ("usual", FRAMES))
     }
-    for trials in (1, MANY):
+    for trials, times in ((1, ALONE), (MANY, 1)):
         for kind, store in stores.items():
-            rows[f"{trials} trials, {kind} clips"] = measure_rows(store, trials, f"{folder}/{kind}-{trials}")
-        short, usual = list(rows.values())[-2:]
-        rows[f"{trials} trials"] = usual - short
+            runs = [measure_trials(store, trials, f"{folder}/{kind}-{trials}-{k}") for k in range(times)]
+            name = f"{trials} at a time, {kind} clips"
+            rows[f"{name}: object store"] = float(np.mean([shared for shared, _ in runs]))
+            rows[f"{name}: each trial"] = [round(each) for _, own in runs for each in own]
+        shared, own = (
+            usual - short
+            for short, usual in (
+                [float(np.mean(rows[f"{trials} at a time, {kind} clips: {what}"])) for kind in ("short", "usual")]
+                for what in ("object store", "each trial")
+            )
+        )
+        rows[f"{trials} trials"] = shared + trials * own
     rows["decoded"] = 1000 * (stores["usual"].decoded_gb() - stores["short"].decoded_gb())
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -86,6 +87,9 @@ def run(job: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # what reads the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("interrupted; what is done is kept, and the same --output goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ser_ray.emotions import LabelSet
 from ser_ray.store import decode
 
-_PART = 256  # examples that are copied at a time
+FRAMES = {"cpu": 2048, "cuda": 65536}  # of a batch that a network answers, padding included
+EVEN = 32  # its length is a multiple of so many frames: kernels and freed memory serve again where shapes recur
 COLUMNS = ["utterance_id", "augmentation", "corpus", "emotion", "features"]  # of a store, that examples are made of
 
 
@@ -81,7 +83,8 @@ class Examples:
 
     def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each feature over some examples' rows or frames, in float64."""
-        parts = (self.take(part).values.double() for part in index_N.split(_PART))
+        clips = zip(self.offsets[index_N].tolist(), self.offsets[index_N + 1].tolist(), strict=True)
+        parts = (self.values[begin:end].double() for begin, end in clips)
         return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)
 
     def to(self, device: torch.device) -> Examples:
@@ -89,33 +92,46 @@ class Examples:
         return Examples(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def batch(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of some examples, `[B, F]` or padded `[B, T, F]`, and `lengths_B`."""
+        """Return the features of some examples, `[B, F]` or padded `[B, T, F]`, and `lengths_B`.
+
+        T is a multiple of `EVEN`.
+        """
         lengths_B = self.offsets[index_B + 1] - self.offsets[index_B]
         if len(self.values) == len(self.targets):
             return self.values[index_B], lengths_B
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_B.tolist()]
-        return pad_sequence(clips, batch_first=True), lengths_B
+        clip_BTF = pad_sequence(clips, batch_first=True)
+        return functional.pad(clip_BTF, (0, 0, 0, -clip_BTF.shape[1] % EVEN)), lengths_B
 
 
 def moments(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation from parts: their counts, sums and sums of squares, in float64."""
-    count, total_F, square_F = (sum(values) for values in zip(*parts, strict=True))
+    count, total_F, square_F = 0, 0, 0
+    for part in parts:
+        count, total_F, square_F = count + part[0], total_F + part[1], square_F + part[2]
     mean_F = total_F / count
     return mean_F, (square_F / count - mean_F.square()).clamp(min=0).sqrt()
 
 
 @torch.inference_mode()
-def predict_logits(
-    network: nn.Module, examples: Examples, index_N: Tensor | None = None, batch_size: int = 64
-) -> Tensor:
+def predict_logits(network: nn.Module, examples: Examples, index_N: Tensor | None = None) -> Tensor:
     """Return `logits_NC` of some examples, or of all, none dropped; the network is left in evaluation mode."""
     network.eval()
     index_N = torch.arange(len(examples), device=examples.offsets.device) if index_N is None else index_N
     by_length_N = examples.offsets.diff()[index_N].argsort(stable=True)  # clips of like length share a batch
-    logits = []
-    for place_B in by_length_N.split(batch_size):
-        logits.append(network(*examples.batch(index_N[place_B])).float())
+    sizes = _batch_sizes(examples.offsets.diff()[index_N[by_length_N]].tolist(), FRAMES[index_N.device.type])
+    logits = [network(*examples.batch(index_N[place_B])).float() for place_B in by_length_N.split(sizes)]
     return torch.cat(logits)[by_length_N.argsort()]
+
+
+def _batch_sizes(lengths: Sequence[int], most: int) -> list[int]:
+    """Cut clips of ascending lengths into batches that padded have at most so many frames, or one clip."""
+    sizes = [0]
+    for length in lengths:
+        if sizes[-1] and (sizes[-1] + 1) * (length + -length % EVEN) > most:
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
 
 
 def accuracy_and_uar(logits_NC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:

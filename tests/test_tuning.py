@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pyarrow.parquet as pq
 import pytest
-from local_cluster import ROOT, LocalCluster, kill_tree
+from local_cluster import ROOT, LocalCluster, descendants, kill_tree
 from rich.console import Console
 
 from ser_ray import console, storage
@@ -208,16 +211,38 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
 
 @pytest.mark.timeout(420)
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("how", ["random", "tpe"])
-def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store, how):
+@pytest.mark.parametrize(("how", "workers"), [("random", "2"), ("tpe", "1")])
+def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store, how, workers):
     wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "9", "--patience", "9")
-    wish += ("--search", how, "--no-early-stopping", "--max-concurrent", "2")
+    wish += ("--search", how, "--no-early-stopping", "--max-concurrent", "2", "--workers-per-trial", workers)
     code, _, err = job("tune", *wish, "--num-samples", "50", "--time-budget-s", "0.01", "--output", "runs/search")
     assert code == 0, err
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
     assert 1 <= len(trials) <= 2 and {trial["status"] for trial in trials} == {"stopped"}
     assert all(len(trial["curve"]) < 9 for trial in trials)
     assert Path("runs/search/best/metrics.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+@pytest.mark.timeout(420)
+@pytest.mark.usefixtures("local_ray")
+def test_a_trial_whose_process_dies_is_recorded_and_the_search_goes_on(job, made_store):
+    killed = []
+
+    def kill_the_first_trial():
+        while not killed:
+            time.sleep(0.02)
+            killed.extend(pid for pid, name in descendants(os.getpid()).items() if name.startswith("ray::ImplicitFunc"))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first_trial, daemon=True)
+    killer.start()
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
+    code, out, err = job("tune", *wish, "--num-samples", "2", "--max-concurrent", "1", "--output", "runs/search")
+    assert code == 0, err
+    trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
+    assert sorted(trial["status"] for trial in trials) == ["failed", "finished"]
+    assert "trial 1/2 failed after 0 epochs: " in out and "died" in next(t["error"] for t in trials if t["error"])
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
