@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from ser_ray import cli, storage
 from ser_ray.console import say
 from ser_ray.crossval import cross_validate
-from ser_ray.experiment import run
 from ser_ray.flags import open_store, parse_experiment
 from ser_ray.results import fresh_root, refuse_finished, show_scores
+from ser_ray.run import run
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from ser_ray import metrics, storage
 from ser_ray.cluster import Board, count_resources, following, plan_workers, quiet
 from ser_ray.console import say
 from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment, choose_rows, run
+from ser_ray.experiment import Experiment, choose_rows
 from ser_ray.results import claim, headline, is_finished, read_run, refuse_finished, show_epoch, versions, write_run
+from ser_ray.run import run
 from ser_ray.splits import num_folds
 from ser_ray.store import Store, differences
 

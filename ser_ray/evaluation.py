@@ -14,8 +14,8 @@ from ser_ray import metrics, report, storage
 from ser_ray.bundle import Bundle, load
 from ser_ray.console import say
 from ser_ray.errors import UserError
-from ser_ray.experiment import predict_rows
 from ser_ray.results import claim, read_run, refuse_finished, versions, write_run
+from ser_ray.run import predict_rows
 from ser_ray.store import Store
 
 

@@ -30,8 +30,9 @@ from ser_ray.cluster import Brake, count_resources, plan_workers
 from ser_ray.console import say, watch
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment, inner_splits, run
+from ser_ray.experiment import Experiment, inner_splits
 from ser_ray.results import claim, refuse_finished
+from ser_ray.run import run
 from ser_ray.search_space import Space, TuneConfig, flags_of, settle
 from ser_ray.splits import Split
 from ser_ray.store import Store, differences

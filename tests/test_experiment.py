@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ser_ray import bundle, experiment, metrics
+from ser_ray import bundle, experiment, metrics, run
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import VIEWS
-from ser_ray.inference import Examples, predict_logits
+from ser_ray.inference import COLUMNS, Examples, predict_logits
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.results import claim, show_scores
@@ -32,7 +32,7 @@ def todo(**settings):
 @pytest.fixture(scope="module")
 def finished(made_store, tmp_path_factory):
     root = str(tmp_path_factory.mktemp("run") / "first")
-    scores = experiment.run(made_store, todo(epochs=2), root, "python jobs/train.py", made_speech=True)
+    scores = run.run(made_store, todo(epochs=2), root, "python jobs/train.py", made_speech=True)
     show_scores(scores)
     return root, scores
 
@@ -64,7 +64,7 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
     from ser_ray.splits import split
 
     parts = split(rows, model.labels, SplitConfig())
-    table = experiment.predict_rows(model, made_store, chosen[parts.test])
+    table = run.predict_rows(model, made_store, chosen[parts.test])
     before = pq.read_table(f"{root}/predictions.parquet")
     assert table.column("utterance_id").equals(before.column("utterance_id"))
     np.testing.assert_allclose(
@@ -75,7 +75,7 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
 def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answer_together(made_store, tmp_path):
     wish = todo(members=3, epochs=2, monitor="validation_uar", schedule="one-cycle")
     root = str(tmp_path / "run")
-    scores = experiment.run(made_store, wish, root, "")
+    scores = run.run(made_store, wish, root, "")
     assert scores["best_epoch"] in (1, 2) and "3 networks" in scores["description"]
     with open(tmp_path / "run" / "history.csv") as stream:
         history = [(row["member"], row["epoch"], bool(row["validation_uar"])) for row in csv.DictReader(stream)]
@@ -85,13 +85,13 @@ def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answ
     from ser_ray.splits import split
 
     parts = split(rows, model.labels, SplitConfig())
-    table = experiment.predict_rows(model, made_store, chosen[parts.test])
+    table = run.predict_rows(model, made_store, chosen[parts.test])
     before = pq.read_table(tmp_path / "run" / "predictions.parquet")
     np.testing.assert_allclose(
         np.stack(table["probabilities"].to_pylist()), np.stack(before["probabilities"].to_pylist()), 1e-6
     )
     # What each was trained on shows in the statistics by which it standardizes.
-    examples = experiment.Examples.from_rows(made_store.rows(experiment.COLUMNS), model.labels)
+    examples = Examples.from_rows(made_store.rows(COLUMNS), model.labels)
     heard = np.union1d(parts.train, parts.validation)
     for member, trained in zip(model.network.members, (parts.train, heard, heard), strict=True):
         mean_F, _ = examples.statistics(torch.from_numpy(chosen[trained]))
@@ -108,9 +108,9 @@ def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, 
     first = str(tmp_path / "first")
     names = made_store.info()["counts"]
     one, other = sorted(names)[:2]
-    experiment.run(made_store, todo(corpus=(one,), labels=("happy", "sad"), epochs=2), first, "")
+    run.run(made_store, todo(corpus=(one,), labels=("happy", "sad"), epochs=2), first, "")
     wish = todo(corpus=(other,), start_from=first, learning_rate=1e-9)  # stays where it starts
-    scores = experiment.run(made_store, wish, str(tmp_path / "second"), "")
+    scores = run.run(made_store, wish, str(tmp_path / "second"), "")
     assert f"starts from {first}" in scores["description"]
     before, after = bundle.load(first), bundle.load(str(tmp_path / "second"))
     old, new = before.network.state_dict(), after.network.state_dict()
@@ -121,13 +121,13 @@ def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, 
             torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-6)
     assert set(before.heard_speakers) < set(after.heard_speakers)
     with pytest.raises(UserError, match=r"was trained on .* of the speakers that are tested or validate here, such as"):
-        experiment.run(made_store, todo(corpus=(one,), start_from=first), str(tmp_path / "third"), "")
+        run.run(made_store, todo(corpus=(one,), start_from=first), str(tmp_path / "third"), "")
     with pytest.raises(UserError, match="holds no trained model"):
-        experiment.run(made_store, todo(start_from=str(tmp_path / "none")), str(tmp_path / "third"), "")
+        run.run(made_store, todo(start_from=str(tmp_path / "none")), str(tmp_path / "third"), "")
     config = tmp_path / "first" / "model" / "config.json"
     config.write_text(config.read_text().replace('"offset_s": 0.6', '"offset_s": 0.5'))
     with pytest.raises(UserError, match=r"is another kind of network .offset_s: 0.5, wanted 0.6"):
-        experiment.run(made_store, todo(corpus=(other,), start_from=first), str(tmp_path / "third"), "")
+        run.run(made_store, todo(corpus=(other,), start_from=first), str(tmp_path / "third"), "")
     assert not (tmp_path / "third").exists()
 
 
@@ -135,7 +135,7 @@ def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, 
 def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
     _, scores = finished  # by one worker
     if workers != "1":
-        scores = experiment.run(made_store, todo(num_workers=workers), str(tmp_path / "run"), "")
+        scores = run.run(made_store, todo(num_workers=workers), str(tmp_path / "run"), "")
     from ser_ray.emotions import LabelSet
     from ser_ray.splits import split
 
@@ -147,20 +147,20 @@ def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
 def test_a_finished_run_is_not_overwritten_and_an_unfinished_one_not_mixed(finished, made_store, tmp_path):
     root, _ = finished
     with pytest.raises(UserError, match="finished run"):
-        experiment.run(made_store, todo(), root, "")
+        run.run(made_store, todo(), root, "")
     for _ in range(2):  # the second time it goes on
         claim(str(tmp_path), todo(epochs=2).identity(made_store), "")
     with pytest.raises(UserError, match="epochs: 2, wanted 3"):
-        experiment.run(made_store, todo(epochs=3), str(tmp_path), "")
+        run.run(made_store, todo(epochs=3), str(tmp_path), "")
 
 
 def test_labels_and_corpora_are_chosen(made_store, tmp_path):
     wish = todo(corpus=("crema_d", "ravdess"), labels=("six", "calm=neutral"))
-    scores = experiment.run(made_store, wish, str(tmp_path / "run"), "")
+    scores = run.run(made_store, wish, str(tmp_path / "run"), "")
     assert scores["labels"] == ["neutral", "happy", "sad", "angry", "fearful", "disgust"]
     assert set(scores["per_corpus"]) == {"crema_d", "ravdess"}
     with pytest.raises(UserError, match="--corpus emodb: not in the store, which holds crema_d, ravdess, savee, tess"):
-        experiment.run(made_store, todo(corpus=("emodb",)), str(tmp_path / "other"), "")
+        run.run(made_store, todo(corpus=("emodb",)), str(tmp_path / "other"), "")
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
