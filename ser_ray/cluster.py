@@ -105,16 +105,23 @@ class Brake:
 
 @contextmanager
 def following(board: ray.actor.ActorHandle, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `show` for each note on the board as it comes, until the context ends and the last has been shown."""
+    """Call `show` in a thread for each note on the board as it comes, until the context ends and the last was shown.
+
+    What it raises ends the thread and is raised when the context ends.
+    """
     over = threading.Event()
+    raised: list[BaseException] = []
 
     def follow() -> None:
         seen, last = 0, False
-        while not last:
-            last = over.wait(POLL_S)
-            for note in ray.get(board.since.remote(seen)):
-                seen += 1
-                show(note)
+        try:
+            while not last:
+                last = over.wait(POLL_S)
+                for note in ray.get(board.since.remote(seen)):
+                    seen += 1
+                    show(note)
+        except BaseException as error:
+            raised.append(error)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -123,6 +130,8 @@ def following(board: ray.actor.ActorHandle, show: Callable[[dict[str, Any]], Non
     finally:
         over.set()
         thread.join()
+    if raised:
+        raise raised[0]
 
 
 def count_resources() -> tuple[int, int]:
@@ -168,7 +177,8 @@ def plan_workers(num_workers: str, device: str, share: int = 1, others: float = 
     cpus, gpus = (max(1, number // share) if number else 0 for number in count_resources())
     if num_workers == "auto" and gpu:
         least = most = max(gpus, 1)
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max(int(node.get("CPU", 0)) for node in nodes if not gpu or node.get("GPU"))
     at_once = min(most, max(least, cpus))  # more workers of an elastic training come with more nodes
     each = min(max(1, min(largest, cpus // at_once)), (cpus - others) / at_once)
     count = (least, most) if ":" in num_workers else most

@@ -15,7 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the job to end where nobody reads its output any more."""
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 PLAIN_INTERVAL_S = 5.0
 
 

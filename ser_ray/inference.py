@@ -20,8 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ser_ray.emotions import LabelSet
 from ser_ray.store import decode
 
-FRAMES = {"cpu": 2048, "cuda": 65536}  # of a batch that a network answers, padding included
+CLIPS = 64  # that a network answers at a time, at most
+FRAMES = {"cpu": 2048, "cuda": 65536}  # of theirs, padding included
 EVEN = 32  # its length is a multiple of so many frames: kernels and freed memory serve again where shapes recur
+_ROWS = 4096  # of averaged features that are copied at a time
 COLUMNS = ["utterance_id", "augmentation", "corpus", "emotion", "features"]  # of a store, that examples are made of
 
 
@@ -83,8 +85,11 @@ class Examples:
 
     def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each feature over some examples' rows or frames, in float64."""
-        clips = zip(self.offsets[index_N].tolist(), self.offsets[index_N + 1].tolist(), strict=True)
-        parts = (self.values[begin:end].double() for begin, end in clips)
+        if len(self.values) == len(self.targets):
+            parts = (self.values[part].double() for part in index_N.split(_ROWS))
+        else:
+            clips = zip(self.offsets[index_N].tolist(), self.offsets[index_N + 1].tolist(), strict=True)
+            parts = (self.values[begin:end].double() for begin, end in clips)
         return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)
 
     def to(self, device: torch.device) -> Examples:
@@ -128,7 +133,7 @@ def _batch_sizes(lengths: Sequence[int], most: int) -> list[int]:
     """Cut clips of ascending lengths into batches that padded have at most so many frames, or one clip."""
     sizes = [0]
     for length in lengths:
-        if sizes[-1] and (sizes[-1] + 1) * (length + -length % EVEN) > most:
+        if sizes[-1] == CLIPS or (sizes[-1] and (sizes[-1] + 1) * (length + -length % EVEN) > most):
             sizes.append(0)
         sizes[-1] += 1
     return sizes

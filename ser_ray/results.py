@@ -140,8 +140,6 @@ def versions() -> dict[str, str]:
 
 def show_epoch(epoch: dict[str, Any], epochs: int) -> None:
     """Print one line for an epoch that ended."""
-    if "epoch" not in epoch:
-        return
     fold = "".join(f"{name} {epoch[name]}  " for name in ("fold", "member") if name in epoch)
     workers = f"{epoch['num_workers']} workers on {epoch['nodes']} nodes  " if epoch.get("nodes", 1) > 1 else ""
     left = timedelta(seconds=round((epochs - epoch["epoch"]) * epoch["seconds"]))

@@ -31,8 +31,8 @@ class TuneConfig:
         inner_folds: Folds of the speakers that are not tested over which a trial is judged; 1 takes the validation
             speakers of the split.
         max_concurrent: Trials at a time; 0 for as many as there are CPUs or GPUs for.
-        workers_per_trial: Training workers of each trial.
-        time_budget_s: Seconds after which no trial begins, and those that run end with their epoch; 0 for no limit.
+        workers_per_trial: Training workers of each trial; a single one is the trial's own process.
+        time_budget_s: Seconds after which no trial begins, and those that run end with an epoch; 0 for no limit.
         mlflow: Address of an MLflow server that shall have every trial too; empty for none.
     """
 

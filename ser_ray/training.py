@@ -1,7 +1,7 @@
-"""Data-parallel training on Ray Train, by as many workers as there are.
+"""Data-parallel training: on Ray Train by as many workers as there are, or, for a trial of a search, where it is.
 
-Rows come as `training_data` brings them; what a worker does with them stands in `worker`. After each epoch the state
-goes into a checkpoint of safetensors and JSON, from which a killed run continues.
+Rows come as `training_data` brings them; what a worker does with them stands in `worker`. On Ray Train the state goes
+into a checkpoint of safetensors and JSON after each epoch, from which a killed run continues.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def fit(
     shared: training_data.Shared | None = None,
     should_stop: Callable[[], bool] | None = None,
     start: dict[str, Tensor] | None = None,
-    in_process: bool = False,
+    here: Workers | None = None,
 ) -> Fitted:
     """Train a network; a run of the same folder that was cut short goes on where it was.
 
@@ -79,14 +79,14 @@ def fit(
         config: How to train.
         augment: How training clips are changed, for models on log-mel spectrograms.
         run_root: The run's folder or URI; checkpoints lie under `checkpoints` in it.
-        on_epoch: Called in this process with the metrics of each epoch as it ends.
+        on_epoch: Called with the metrics of each epoch as it ends, in this process; on Ray Train, in a thread of it.
         share: How many trainings have the cluster at the same time.
         shared: Rows that were read already, with those of training and validation among them.
         should_stop: Asked by the first worker after each epoch whether this shall have been the last.
         start: Weights of a trained network of the same kind to start from, but for its last layer and the statistics
             of its features.
-        in_process: Train in this process instead of by a worker of Ray Train, without checkpoints; for one worker on
-            shared rows.
+        here: What this process holds of the cluster, to train in it, by one worker on shared rows and without
+            checkpoints; None to have workers of Ray Train.
 
     Raises:
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
@@ -107,7 +107,8 @@ def fit(
         counts[corpora.index(row["corpus"]), labels.index(row["emotion"])] += row["count_all"]
     if config.balance:
         _say_weights(corpora, labels, torch.from_numpy(counts), config)
-    workers = plan_workers(config.num_workers, config.device, share, training_data.CPUS if streamed else 0)
+    others = training_data.CPUS if streamed else 0
+    workers = here or plan_workers(config.num_workers, config.device, share, others)
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
@@ -128,19 +129,19 @@ def fit(
         start=start,
     )
     try:
-        if in_process:
+        if here:
             return _fit_here(task, workers, on_epoch)
         dataset = training_data.stream_rows(store, split.train) if streamed else None
         return _fit_on_ray(task, workers, run_root, on_epoch, dataset)
     except DivergedError:
-        raise UserError(
-            f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate "
-            "(the last good checkpoint is kept)"
-        ) from None
+        kept = "" if here else " (the last good checkpoint is kept)"
+        raise UserError(f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate{kept}") from None
 
 
 def _fit_here(task: Task, workers: Workers, on_epoch: Callable[[dict[str, Any]], None]) -> Fitted:
     """Train in this process."""
+    if task.config.compile:
+        torch.compiler.reset()  # after some networks of other shapes, compiling is given up
     kept = None
     for learner, history in epochs(task, torch.device("cuda" if workers.gpu else "cpu")):
         if best_epoch(history, task.config.monitor) == len(history):

@@ -1,10 +1,11 @@
 """What Ray Tune is given for a search: what draws settings, what stops trials early, what a trial does, who records it.
 
-Trials end by themselves: one that Tune kills would leave behind what Ray Train's helpers hold.
+Trials end by themselves: where one of several workers is killed, Ray Train's helpers outlive it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from functools import partial
@@ -93,6 +94,7 @@ def scheduler(config: TuneConfig, epochs: int, brake: ray.actor.ActorHandle) -> 
 def run_trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> None:
     """Train one setting, fold after fold; every epoch is reported to Tune."""
     quiet()
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"  # for a trial to end before the next one has its process
     todo = settle(arguments["experiment"], values)
     shared: Shared = arguments["shared"]
     done: list[float] = []
@@ -103,8 +105,7 @@ def run_trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> N
         where = storage.join(folder, str(fold))
         stop = partial(_is_pulled, arguments["brake"], trial)
         tell = _ToTune(done, fold * todo.train.epochs)
-        here = todo.train.num_workers == "1"
-        fitted = fit(*what, where, tell, arguments["share"], shared, stop, in_process=here)
+        fitted = fit(*what, where, tell, arguments["share"], shared, stop, here=arguments["here"])
         if _is_pulled(arguments["brake"], trial):
             return
         done.append(max(epoch["validation_uar"] for epoch in fitted.history))
@@ -206,4 +207,5 @@ class ToRecorder(ray.tune.Callback):
         if place := self.places.pop(trial.trial_id, ""):
             # Where a trial's process died, nobody else gives back what its workers held.
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place))))
+        self.recorder.begin(trial.trial_id, trial.config)  # where its process never came up
         self.recorder.end(trial.trial_id, status, error)

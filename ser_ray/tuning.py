@@ -40,6 +40,7 @@ from ser_ray.training_data import share_rows
 from ser_ray.trials import Recorder, ranked, read_trials, said
 from ser_ray.tune_parts import OBJECTIVE, ToRecorder, run_trial, scheduler, searcher, tune_domain
 
+MAX_FAILURES = 1  # how often a trial is begun anew: its process, or its node, may have been taken away
 WAITING = {"CPU": 0, "memory": 1 << 20}  # what a trial takes that waits for its workers; Tune wants it to be something
 
 
@@ -136,16 +137,15 @@ def _run_trials(
     cpus, gpus = count_resources()
     room = max(1, (gpus if workers.gpu else cpus) // config.workers_per_trial)
     concurrent = min(config.max_concurrent or room, room, config.num_samples)
-    takes = WAITING
-    if config.workers_per_trial == 1:  # it trains in its own process
-        takes = plan_workers(wish.num_workers, wish.device, concurrent).resources
+    # A trial of one worker is that worker; one of several waits for them.
+    here = plan_workers(wish.num_workers, wish.device, concurrent) if config.workers_per_trial == 1 else None
     shared = share_rows(store, np.concatenate([np.union1d(s.train, s.validation) for s in splits]), labels)
     epochs = experiment.train.epochs * len(splits)
     say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
     brake = Brake.remote()
     stopper = scheduler(config, epochs, brake)
     arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
-    arguments["brake"] = brake
+    arguments |= {"brake": brake, "here": here}
     trainable = ray.tune.with_parameters(run_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would take what was tried so far for all of it
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
@@ -154,7 +154,7 @@ def _run_trials(
         recorder = Recorder(run_root, screen, config.num_samples + len(ended), ended)
         callback = ToRecorder(recorder, stopper, brake, deadline)
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trainable, takes),
+            ray.tune.with_resources(trainable, here.resources if here else WAITING),
             param_space={name: tune_domain(domain) for name, domain in space.items()},
             tune_config=ray.tune.TuneConfig(
                 metric=OBJECTIVE,
@@ -166,7 +166,13 @@ def _run_trials(
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=ray.tune.RunConfig(storage_path=run_root, name="ray", verbose=0, callbacks=[callback, *loggers]),
+            run_config=ray.tune.RunConfig(
+                storage_path=run_root,
+                name="ray",
+                verbose=0,
+                callbacks=[callback, *loggers],
+                failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
+            ),
         )
         tuner.fit()
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -101,3 +103,13 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys):
         cli.run(job)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "no such thing; name another\n"
+
+
+@pytest.mark.parametrize("say", ["print", "say"])
+def test_output_that_nobody_reads_to_its_end_is_no_error(say):
+    code = "from ser_ray import cli; from ser_ray.console import say; "
+    code += f"cli.run(lambda argv: [{say}('x' * 1000) for _ in range(1000)])"
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert job.stdout.readline() == "x" * 1000 + "\n"
+    job.stdout.close()
+    assert (job.stderr.read(), job.wait()) == ("", 141)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import Examples
+from ser_ray.inference import FRAMES, Examples, predict_logits
 from ser_ray.learner import MAX_RARITY, Learner, TrainConfig, best_epoch, deal, is_over, loss_weights
 from ser_ray.models import ModelConfig, build
 
@@ -157,6 +157,21 @@ def test_examples_are_taken_shared_and_measured():
     mean_F, std_F = clips.statistics(torch.arange(len(clips)))
     assert torch.allclose(mean_F, clips.values.double().mean(0))
     assert torch.allclose(std_F, clips.values.double().std(0, correction=0))
+
+
+def test_answers_come_in_order_from_batches_of_few_frames(monkeypatch):
+    clips = make_clips(30)
+    network = make_learner(clips).network
+    alone_NC = torch.cat([predict_logits(network, clips, torch.tensor([i])) for i in range(len(clips))])
+    sizes = []
+    network.register_forward_hook(lambda module, given, answer: sizes.append(tuple(given[0].shape[:2])))
+    monkeypatch.setitem(FRAMES, "cpu", 160)
+    assert torch.allclose(predict_logits(network, clips), alone_NC, atol=1e-5)
+    assert sum(count for count, _ in sizes) == len(clips) and {frames for _, frames in sizes} == {32, 64}
+    assert all(count * frames <= 160 for count, frames in sizes)
+    sizes.clear()
+    monkeypatch.setitem(FRAMES, "cpu", 1)  # a long clip is answered all the same
+    assert torch.allclose(predict_logits(network, clips), alone_NC, atol=1e-5) and len(sizes) == len(clips)
 
 
 def test_rare_classes_weigh_more_where_asked():

@@ -3,12 +3,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from local_cluster import descendants
 
 from ser_ray import training_data
-from ser_ray.cluster import plan_workers
+from ser_ray.cluster import Workers, plan_workers
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
@@ -23,17 +24,21 @@ from ser_ray.training_data import corpora_of, stream_rows
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def train(store, root, on_epoch=lambda epoch: None, seen=None, **settings):
+def train(store, root, on_epoch=lambda epoch: None, seen=None, in_process=False, **settings):
     config = TrainConfig(**{"num_workers": "1", **settings})
     parts = split(store.rows(), LabelSet(), SplitConfig())
     seen = [] if seen is None else seen
 
     def note(epoch):
-        if "epoch" in epoch:  # a run that diverged reports without
-            seen.append(epoch["epoch"])
-            on_epoch(epoch)
+        seen.append(epoch["epoch"])
+        on_epoch(epoch)
 
-    fitted = fit(store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), note)
+    what = store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), note
+    if in_process:
+        shared = training_data.share_rows(store, np.arange(store.rows().num_rows), LabelSet())
+        fitted = fit(*what, shared=shared, here=Workers(1, False, {"CPU": 4}))
+    else:
+        fitted = fit(*what)
     epochs = [epoch["epoch"] for epoch in fitted.history]
     assert list(dict.fromkeys(seen)) == epochs[len(epochs) - len(set(seen)) :]
     return fitted
@@ -41,6 +46,29 @@ def train(store, root, on_epoch=lambda epoch: None, seen=None, **settings):
 
 def weights(fitted):
     return torch.cat([tensor.flatten() for tensor in fitted.network.state_dict().values()])
+
+
+def test_training_in_this_process_is_the_same_as_by_a_worker_of_ray_train(made_store, tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        here = train(made_store, tmp_path / "here", in_process=True, epochs=2, seed=3)
+        with pytest.raises(UserError, match=r"lower --learning-rate$"):
+            train(made_store, tmp_path / "diverging", in_process=True, epochs=3, learning_rate=1e30)
+    finally:
+        torch.set_num_threads(threads)
+    there = train(made_store, tmp_path / "there", epochs=2, seed=3)
+    assert torch.equal(weights(here), weights(there)) and here.best_epoch == there.best_epoch
+    for name in ("train_loss", "validation_uar", "learning_rate"):
+        assert [epoch[name] for epoch in here.history] == [epoch[name] for epoch in there.history]
+    assert not (tmp_path / "here").exists()
+
+
+def test_what_goes_wrong_in_showing_an_epoch_is_not_lost(made_store, tmp_path):
+    def fail(epoch):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        train(made_store, tmp_path, fail, epochs=1)
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, tmp_path):
