@@ -36,7 +36,11 @@ def train(store, root, on_epoch=lambda epoch: None, seen=None, in_process=False,
     what = store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), note
     if in_process:
         shared = training_data.share_rows(store, np.arange(store.rows().num_rows), LabelSet())
-        fitted = fit(*what, shared=shared, here=Workers(1, False, {"CPU": 4}))
+        threads = torch.get_num_threads()
+        try:
+            fitted = fit(*what, shared=shared, here=Workers(1, False, {"CPU": 4}))
+        finally:
+            torch.set_num_threads(threads)
     else:
         fitted = fit(*what)
     epochs = [epoch["epoch"] for epoch in fitted.history]
@@ -49,13 +53,9 @@ def weights(fitted):
 
 
 def test_training_in_this_process_is_the_same_as_by_a_worker_of_ray_train(made_store, tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        here = train(made_store, tmp_path / "here", in_process=True, epochs=2, seed=3)
-        with pytest.raises(UserError, match=r"lower --learning-rate$"):
-            train(made_store, tmp_path / "diverging", in_process=True, epochs=3, learning_rate=1e30)
-    finally:
-        torch.set_num_threads(threads)
+    here = train(made_store, tmp_path / "here", in_process=True, epochs=2, seed=3)
+    with pytest.raises(UserError, match=r"lower --learning-rate$"):
+        train(made_store, tmp_path / "diverging", in_process=True, epochs=3, learning_rate=1e30)
     there = train(made_store, tmp_path / "there", epochs=2, seed=3)
     assert torch.equal(weights(here), weights(there)) and here.best_epoch == there.best_epoch
     for name in ("train_loss", "validation_uar", "learning_rate"):
@@ -169,8 +169,8 @@ def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_pa
     plain, bf16, compiled = (
         train(made_store, tmp_path / name, epochs=2, **how)
         for name, how in (
-            ("plain", {}),
-            ("bf16", {"precision": "bf16"}),
+            ("plain", {"in_process": True}),
+            ("bf16", {"in_process": True, "precision": "bf16"}),
             ("compiled", {"precision": "bf16", "compile": True}),
         )
     )
