@@ -7,9 +7,11 @@ into a checkpoint of safetensors and JSON after each epoch, from which a killed 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import ray
 import ray.train
 import ray.train.torch
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +30,12 @@ from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.learner import TrainConfig, best_epoch, loss_weights, part
+from ser_ray.inference import Examples
+from ser_ray.learner import Learner, TrainConfig, best_epoch, loss_weights, part
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import Split
 from ser_ray.store import Store
-from ser_ray.worker import MAX_LOSS, DivergedError, Relay, Task, epochs, read_checkpoint, train_worker
+from ser_ray.worker import MAX_LOSS, DivergedError, Task, epochs
 
 CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
 MAX_FAILURES = 3  # how often a lost worker is replaced
@@ -113,7 +117,6 @@ def fit(
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
     task = Task(
-        rows=shared.rows,
         train=None if streamed else shared.find(split.train),
         validation=shared.find(split.validation),
         counts=counts,
@@ -130,20 +133,21 @@ def fit(
     )
     try:
         if here:
-            return _fit_here(task, workers, on_epoch)
+            return _fit_here(task, shared.rows, workers, on_epoch)
         dataset = training_data.stream_rows(store, split.train) if streamed else None
-        return _fit_on_ray(task, workers, run_root, on_epoch, dataset)
+        return _fit_on_ray(task, shared.rows, workers, run_root, on_epoch, dataset)
     except DivergedError:
         kept = "" if here else " (the last good checkpoint is kept)"
         raise UserError(f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate{kept}") from None
 
 
-def _fit_here(task: Task, workers: Workers, on_epoch: Callable[[dict[str, Any]], None]) -> Fitted:
+def _fit_here(task: Task, rows: ray.ObjectRef, workers: Workers, on_epoch: Callable[[dict[str, Any]], None]) -> Fitted:
     """Train in this process."""
     if task.config.compile:
         torch.compiler.reset()  # after some networks of other shapes, compiling is given up
     kept = None
-    for learner, history in epochs(task, torch.device("cuda" if workers.gpu else "cpu")):
+    device = torch.device("cuda" if workers.gpu else "cpu")
+    for learner, history in epochs(task, Examples.from_arrays(ray.get(rows)), device):
         if best_epoch(history, task.config.monitor) == len(history):
             kept = copy.deepcopy(learner.averaged)
         on_epoch(history[-1])
@@ -152,6 +156,7 @@ def _fit_here(task: Task, workers: Workers, on_epoch: Callable[[dict[str, Any]],
 
 def _fit_on_ray(
     task: Task,
+    rows: ray.ObjectRef,
     workers: Workers,
     run_root: str,
     on_epoch: Callable[[dict[str, Any]], None],
@@ -160,8 +165,8 @@ def _fit_on_ray(
     """Train by workers of Ray Train, from the checkpoint of the folder if there is one."""
     config, board = task.config, Board.remote()
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"task": task},
+        _train_worker,
+        train_loop_config={"task": task, "rows": rows},
         datasets={"train": dataset} if dataset else None,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources
@@ -169,7 +174,7 @@ def _fit_on_ray(
         run_config=ray.train.RunConfig(
             storage_path=run_root,
             name="checkpoints",
-            callbacks=[Relay(board)],
+            callbacks=[_Relay(board)],
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1,
@@ -190,13 +195,13 @@ def _fit_on_ray(
         result = trainer.fit()
     if diverged:
         raise DivergedError
-    _, state = read_checkpoint(result.checkpoint)
+    _, state = _read_checkpoint(result.checkpoint)
     history = state["history"]
     checkpoint, kept = result.checkpoint, history[-1]
     if len(task.validation):
         best = min if config.monitor == "validation_loss" else max
         checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
-    tensors, _ = read_checkpoint(checkpoint)
+    tensors, _ = _read_checkpoint(checkpoint)
     network = build(task.model, task.features.num_features, len(task.labels.names))
     network.load_state_dict(part(tensors, "averaged." if config.ema else "network."))
     return Fitted(network.eval(), history, kept["epoch"], history[-1]["num_workers"])
@@ -210,3 +215,68 @@ def _say_weights(corpora: list[str], labels: LabelSet, counts_GC: Tensor, config
         weights = zip(labels.names, weights_GC[group].tolist(), counts_GC[group].tolist(), strict=True)
         text = ", ".join(f"{name} {weight:.2f}" for name, weight, count in weights if count or alike)
         say(f"Weight of a clip{'' if alike else f' of {corpora[group]}'} in the loss: {text}")
+
+
+def _train_worker(loop_config: dict[str, Any]) -> None:
+    """Run one of Ray Train's workers."""
+    task: Task = loop_config["task"]
+    device = ray.train.torch.get_device()
+    context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    node = {"node": ray.get_runtime_context().get_node_id()}
+
+    def wrap(network: nn.Module) -> nn.Module:
+        # The first worker's batch-norm statistics are those that are validated and kept: the others need not follow.
+        return ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    def stream(seed: int) -> Iterable[tuple[Examples, Tensor]]:
+        shard = ray.train.get_dataset_shard("train")
+        tables = shard.iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
+        return training_data.batches(tables, task.labels, task.corpora, task.config.batch_size, device, seed)
+
+    try:
+        for learner, history in epochs(
+            task,
+            Examples.from_arrays(ray.get(loop_config["rows"])),
+            device,
+            rank,
+            world,
+            wrap,
+            _read_checkpoint(checkpoint) if checkpoint else None,
+            stream if task.train is None else None,
+        ):
+            _report(rank, learner, history, node)
+    except DivergedError:  # raised, it would be tried again
+        ray.train.report({"diverged": True, **node})
+
+
+def _report(rank: int, learner: Learner, history: list[dict[str, Any]], node: dict[str, str]) -> None:
+    """Report an epoch to Ray Train, which waits for all ranks; rank 0 brings the checkpoint."""
+    if rank != 0:
+        ray.train.report(node)
+        return
+    tensors, rest = learner.state()
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.torch.save_file({k: t.contiguous() for k, t in tensors.items()}, f"{folder}/state.safetensors")
+        with open(f"{folder}/state.json", "w") as stream:
+            json.dump({"history": history, "learner": rest}, stream)
+        place = ray.util.get_current_placement_group()
+        metrics = {**history[-1], **node, "placement_group": place.id.hex() if place else ""}
+        ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))
+
+
+def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON state of a checkpoint."""
+    with checkpoint.as_directory() as folder, open(f"{folder}/state.json") as stream:
+        return safetensors.torch.load_file(f"{folder}/state.safetensors"), json.load(stream)
+
+
+class _Relay(ray.train.UserCallback):
+    """Runs in Ray Train's controller; passes on what rank 0 reported."""
+
+    def __init__(self, board: ray.actor.ActorHandle) -> None:
+        self.board = board
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Pin up the metrics of rank 0, and on how many nodes the ranks are."""
+        self.board.add.remote({**metrics[0], "nodes": len({rank["node"] for rank in metrics})})

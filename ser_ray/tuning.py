@@ -38,7 +38,7 @@ from ser_ray.splits import Split
 from ser_ray.store import Store, differences
 from ser_ray.training_data import share_rows
 from ser_ray.trials import Recorder, ranked, read_trials, said
-from ser_ray.tune_parts import OBJECTIVE, ToRecorder, run_trial, scheduler, searcher, tune_domain
+from ser_ray.tuning_parts import OBJECTIVE, ToRecorder, run_trial, scheduler, searcher, tune_domain
 
 MAX_FAILURES = 1  # how often a trial is begun anew: its process, or its node, may have been taken away
 WAITING = {"CPU": 0, "memory": 1 << 20}  # what a trial takes that waits for its workers; Tune wants it to be something

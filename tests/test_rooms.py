@@ -6,8 +6,8 @@ from pathlib import Path
 
 import ser_ray
 
-ON_RAY = {"featurize.py", "training.py", "training_data.py", "worker.py", "tuning.py", "crossval.py", "cluster.py"}
-ON_RAY |= {"tune_parts.py", "predict.py"}
+ON_RAY = {"featurize.py", "training.py", "training_data.py", "tuning.py", "crossval.py", "cluster.py"}
+ON_RAY |= {"tuning_parts.py", "predict.py"}
 PACKAGE = Path(ser_ray.__file__).parent
 
 
