@@ -3,9 +3,10 @@
     python benchmarks/featurize_job.py --clips 10000 --json featurize_job.json
 
 The clips are made speech. The kernel is what a task does with each clip (read, decode, augment, features), on one
-thread, before the job starts: alone, and in as many processes as there are cores, which share caches and memory. The
-job runs in processes of its own: on all cores, and on one. Wanted: on 10,000 clips at least 80 % of kernel speed ×
-cores; on 64 clips done within 25 s; memory the same for 1,000 and 50,000 clips.
+thread: alone, and in as many processes as there are cores, which share caches and memory. It is timed before the job
+and after it, since machines that others use too are not as fast at all times, and the mean counts. The job runs in
+processes of its own: on all cores, and on one. Wanted: on 10,000 clips at least 80 % of kernel speed × cores; on 64
+clips done within 25 s; memory the same for 1,000 and 50,000 clips.
 Nothing else should run on the machine: the load before the run stands in the results. Linux only.
 """
 
@@ -23,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -32,11 +34,12 @@ from ser_ray import cli, storage
 from ser_ray.console import say, show_table
 from ser_ray.corpora import discover, synthetic
 from ser_ray.features import Featurizer, draw_banks, use_one_core
-from ser_ray.featurize import FeaturizeConfig, read_clip
+from ser_ray.featurize_task import FeaturizeConfig, read_clip
 
 JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"
-SAMPLE = 200  # clips that the kernel is timed on
-SAMPLE_S = 5.0  # between two looks at memory, which cost time themselves
+SAMPLE = 1000  # clips that the kernel is timed on
+WARM_UP = 50  # clips before those, which bring code into memory
+LOOKS = ((30.0, 1.0), (float("inf"), 5.0))  # until then after so many seconds at memory, which costs time itself
 # The job itself, on a Ray of so many CPUs.
 ON_CPUS = """
 import ray, runpy, sys
@@ -72,15 +75,12 @@ def time_kernel(data: list[str], clips: int) -> float:
     utterances = discover(data).utterances
     sample = utterances[:: max(1, len(utterances) // min(SAMPLE, clips))]
 
-    def run() -> float:
+    for count in (WARM_UP, len(sample)):
         started = time.perf_counter()
-        for utterance in sample:
+        for utterance in sample[:count]:
             _, clip = read_clip(utterance, config.features)
             kernel.clip_rows(clip.waveform_T, utterance.utterance_id, config.augment, config.seed)
-        return time.perf_counter() - started
-
-    run()  # brings files and code into memory
-    return len(sample) / min(run() for _ in range(3))
+    return len(sample) / (time.perf_counter() - started)
 
 
 def time_all_cores(data: list[str], clips: int, cores: int) -> float:
@@ -138,6 +138,7 @@ def run_job(data: list[str], cpus: int | None) -> dict[str, Any]:
 
 def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
     """Note the peak memory of a job's driver and of the largest of its workers until it ends."""
+    begun = time.time()
     while job.poll() is None:
         parents, names = {}, {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -153,7 +154,7 @@ def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
             kind = "driver_mb" if pid == job.pid else "worker_mb"
             if pid == job.pid or names.get(pid, "").startswith("ray::"):
                 peaks[kind] = max(peaks[kind], pss_mb(pid))
-        time.sleep(SAMPLE_S)
+        time.sleep(next(pause for until, pause in LOOKS if time.time() - begun < until))
 
 
 def pss_mb(pid: int, kind: str = "Pss") -> float:
@@ -174,15 +175,17 @@ def main(argv: list[str]) -> None:
     flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
     data = synthetic.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    kernel = time_kernel(data, flags.clips)
-    kernels = time_all_cores(data, flags.clips, cores)
+    before = time_kernel(data, flags.clips), time_all_cores(data, flags.clips, cores)
     runs = {"all cores": run_job(data, None)}
+    after = time_kernel(data, flags.clips), time_all_cores(data, flags.clips, cores)
+    kernel, kernels = (mean(pair) for pair in zip(before, after, strict=True))
     if flags.scaling and cores > 1:
         runs["one core"] = run_job(data, 1)
     figures = {
         "clips": flags.clips,
         "cores": cores,
         "load_before": load,
+        "kernel_before_and_after": [before, after],
         "kernel_clips_per_s": kernel,
         "kernels_clips_per_s": kernels,
         "share": runs["all cores"]["clips_per_s"] / (kernel * cores),
@@ -193,8 +196,8 @@ def main(argv: list[str]) -> None:
         "machine": machine(),
     }
     show_table(f"Featurizing {flags.clips} clips", [{"job on": name} | run for name, run in runs.items()])
-    say(f"kernel: {kernel:.1f} clips/s on one thread, {1000 / kernel:.2f} ms a clip")
-    say(f"kernels on all {cores} cores at once: {kernels:.1f} clips/s")
+    say(f"kernel: {kernel:.1f} clips/s on one thread ({before[0]:.1f} before, {after[0]:.1f} after)")
+    say(f"kernels on all {cores} cores at once: {kernels:.1f} clips/s ({before[1]:.1f} before, {after[1]:.1f} after)")
     said = f"{figures['share']:.1%} of kernel speed x {cores} cores, {figures['share_at_once']:.1%} of that at once"
     say(f"job, start-up included: {said}; load before: {load:.1f}")
     if figures["scaling"]:

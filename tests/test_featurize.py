@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from local_cluster import LocalCluster
 
 from ser_ray import featurize as room
-from ser_ray import storage
+from ser_ray import featurize_task, storage
 from ser_ray.accounts import settle
 from ser_ray.corpora import discover
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, ShardWriter, deal, featurize, read_clip
+from ser_ray.featurize import FeaturizeConfig, deal, featurize
+from ser_ray.featurize_task import ShardWriter, read_clip
 from ser_ray.store import METADATA, Store, name_clips
 from ser_ray.utterance import Reject, Utterance
 
@@ -195,17 +196,17 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
         return read_clip(utterance, config)
 
     def write(tasks, plan, ends, arguments):  # takes the deadly reader along to the workers
-        from ser_ray import featurize as room
+        from ser_ray import featurize_task
 
-        room.read_clip = deadly
+        featurize_task.read_clip = deadly
         try:
-            return room.ShardWriter(*arguments)(tasks, plan, ends)
+            return featurize_task.ShardWriter(*arguments)(tasks, plan, ends)
         finally:
-            room.read_clip = read_clip
+            featurize_task.read_clip = read_clip
 
-    monkeypatch.setattr(room, "_write_in_task", write)
+    monkeypatch.setattr(room, "write_in_task", write)
     store = featurize(manifest, FeaturizeConfig(), str(tmp_path / "store"))
-    assert [(r.utterance_id, r.reason) for r in store.rejects()] == [(victim, room.CRASHED)]
+    assert [(r.utterance_id, r.reason) for r in store.rejects()] == [(victim, featurize_task.CRASHED)]
     rows = made_store.rows([*METADATA, "features"])
     others = [i != victim for i in rows.column("utterance_id").to_pylist()]
     assert store.rows([*METADATA, "features"]).equals(rows.filter(others))
@@ -368,7 +369,7 @@ def test_a_thousand_damaged_files_are_each_featurized_or_rejected(tmp_path):
     counts = store.info()["counts"]["mine"]
     assert counts["found"] == 1000 == counts["featurized"] + counts["rejected"] + counts["duplicates"]
     assert counts["featurized"] > 100 and counts["rejected"] > 100
-    assert not [reject for reject in store.rejects() if reject.reason.startswith(room.INTERNAL)]
+    assert not [reject for reject in store.rejects() if reject.reason.startswith(featurize_task.INTERNAL)]
     assert np.isfinite(np.stack(store.rows(["utterance_id", "augmentation", "features"])["features"].to_numpy())).all()
 
 

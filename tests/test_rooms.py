@@ -6,8 +6,8 @@ from pathlib import Path
 
 import ser_ray
 
-ON_RAY = {"featurize.py", "training.py", "training_data.py", "tuning.py", "crossval.py", "cluster.py"}
-ON_RAY |= {"tuning_parts.py", "predict.py"}
+ON_RAY = {"featurize.py", "featurize_task.py", "training.py", "training_data.py", "tuning.py", "tuning_parts.py"}
+ON_RAY |= {"crossval.py", "cluster.py", "predict.py"}
 PACKAGE = Path(ser_ray.__file__).parent
 
 

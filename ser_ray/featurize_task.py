@@ -1,0 +1,202 @@
+"""One task of featurization: some clips in, their shard out.
+
+A task may be killed and run again: a shard's name and content depend on its clips alone. Workers import this room and
+what it needs, and no more of ser_ray, since each second that takes is one that all of them take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from ser_ray import storage
+from ser_ray.audio import AudioError, Clip, decode
+from ser_ray.augment import DEFAULT_AUGMENTATIONS, parse_augmentation
+from ser_ray.errors import UserError
+from ser_ray.features import FeatureConfig, Featurizer, draw_banks, use_one_core
+from ser_ray.guard import Attempts
+from ser_ray.store import METADATA, Store, encode, feature_type, name_clips, row_schema
+from ser_ray.utterance import Reject, Utterance, from_table
+
+WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
+UNREADABLE, INTERNAL = "cannot be read", "internal error"
+CRASHED = f"{INTERNAL}: it kills the worker that takes it; please report it"
+PASSING = (UNREADABLE, INTERNAL)  # reasons that may be gone in the next run, which tries such clips again
+
+
+@dataclass(frozen=True)
+class FeaturizeConfig:
+    """What to compute from each clip.
+
+    Attributes:
+        augment: Rows per clip: `none` is the clip itself; `noise`, `stretch`, `pitch`, `shift`, or chains such as
+            `stretch+pitch`. Augmented rows are used in training only. By default none, noise and stretch+pitch for
+            `summary`, and none alone for the others, which are changed afresh in every epoch of training.
+        seed: Seed of all draws; with it and a clip's id, the clip's rows are always the same.
+    """
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    augment: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.augment and self.features.kind == "summary":
+            object.__setattr__(self, "augment", DEFAULT_AUGMENTATIONS)
+        for name in self.augment:
+            parse_augmentation(name)
+        if len(set(self.augment)) != len(self.augment):
+            raise UserError(f"--augment names one augmentation twice: {' '.join(self.augment)}")
+        others = sorted(set(self.augment) - {"none"})  # in one order, so that any gives the same store
+        object.__setattr__(self, "augment", ("none", *others))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the store's fingerprint covers."""
+        return {"features": asdict(self.features), "augmentations": list(self.augment), "seed": self.seed}
+
+
+@ray.remote
+def import_kernel() -> None:
+    """Do nothing: to unpickle this function, a worker imports this module, and torch with it."""
+
+
+class ShardWriter:
+    """Turns clips of the plan into shards and says how many were featurized."""
+
+    def __init__(self, store: Store, config: FeaturizeConfig, device: str) -> None:
+        use_one_core()  # Ray runs one task a core
+        self.store, self.config = store, config
+        self.kernel = Featurizer(config.features, draw_banks(config.features))
+        self.problem = ""
+        try:
+            self.kernel.to(device)
+        except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
+            self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
+        self.schema = row_schema(feature_type(config.features))
+
+    def __call__(self, tasks: pa.Table, plan: pa.Table, ends: list[int]) -> pa.Table:
+        """Do some tasks.
+
+        Args:
+            tasks: Their numbers, in the column `id`.
+            plan: Clips to do, a table of `UTTERANCE_SCHEMA`.
+            ends: Where in the plan each task ends and the next one begins.
+
+        Returns:
+            What `write` returns and the `node` it ran on, one row per task.
+        """
+        bounds = [0, *ends]
+        clips = [from_table(plan[bounds[i] : bounds[i + 1]]) for i in tasks.column("id").to_pylist()]
+        node = {"node": ray.get_runtime_context().get_node_id()}
+        return pa.Table.from_pylist([self.write(clips_of_task) | node for clips_of_task in clips])
+
+    def write(self, clips: list[Utterance]) -> dict[str, Any]:
+        """Featurize some clips and write their shard.
+
+        Returns:
+            The numbers of `clips`, of those `rejected`, of windows that `slid` back and of clips that were `cut` at the
+            window's end, and the `error` that stopped the task, or an empty text.
+        """
+        outcome = {"clips": len(clips), "rejected": 0, "slid": 0, "cut": 0, "error": self.problem}
+        if self.problem:
+            return outcome
+        try:
+            rejects, outcome["slid"], outcome["cut"] = self._write(clips)
+            outcome["rejected"] = len(rejects)
+        except UserError as error:
+            outcome["error"] = str(error)
+        except OSError as error:
+            outcome["error"] = unusable(self.store, error)
+        return outcome
+
+    def _write(self, clips: list[Utterance]) -> tuple[list[Reject], int, int]:
+        """Write the shard of some clips; return rejects and the numbers of windows that slid back and of clips cut."""
+        attempts = Attempts(self.store.attempts_path(clips))
+        columns: dict[str, list[Any]] = {name: [] for name in self.schema.names}
+        rejects, slid, cut = [], 0, 0
+        offset_s, duration_s = self.config.features.offset_s, self.config.features.duration_s
+        for utterance in clips:
+            if not attempts.take(utterance.utterance_id):
+                rejects.append(Reject(utterance.path, utterance.corpus, utterance.utterance_id, CRASHED))
+                continue
+            try:
+                digest, clip = read_clip(utterance, self.config.features)
+                features = self.kernel.clip_rows(
+                    clip.waveform_T, utterance.utterance_id, self.config.augment, self.config.seed
+                )
+            except Exception as error:  # whatever is wrong with a clip, it costs that clip only
+                rejects.append(Reject(utterance.path, utterance.corpus, utterance.utterance_id, _reason(error)))
+                continue
+            slid += bool(clip.note)
+            cut += duration_s is not None and clip.duration_s > offset_s + duration_s
+            facts = {"sha256": digest, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
+            for augmentation, values in zip(self.config.augment, features, strict=True):
+                row = facts | {"augmentation": augmentation, "features": values}
+                for name, column in columns.items():
+                    column.append(row[name] if name in row else getattr(utterance, name))
+        arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
+        arrays.append(encode(columns["features"], self.schema.field("features").type))
+        name = name_clips(clip.utterance_id for clip in clips)
+        if attempts.again:
+            self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
+        self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects, name)
+        attempts.end()
+        return rejects, slid, cut
+
+
+_WRITERS: dict[tuple[Store, FeaturizeConfig, str], ShardWriter] = {}
+
+
+def write_in_task(
+    tasks: pa.Table, plan: pa.Table, ends: list[int], arguments: tuple[Store, FeaturizeConfig, str]
+) -> pa.Table:
+    """Do some tasks as `ShardWriter` does, whose arguments are given too."""
+    if arguments not in _WRITERS:  # a worker process runs many tasks
+        _WRITERS[arguments] = ShardWriter(*arguments)
+    return _WRITERS[arguments](tasks, plan, ends)
+
+
+def read_clip(utterance: Utterance, config: FeatureConfig) -> tuple[str, Clip]:
+    """Read a clip without taking more into memory than its window needs.
+
+    Returns:
+        The file's sha256, and the window at the features' sample rate.
+
+    Raises:
+        AudioError: The file cannot be used.
+        OSError: It cannot be read.
+    """
+    window = {"sample_rate": config.sample_rate, "offset_s": config.offset_s, "duration_s": config.duration_s}
+    with storage.open_read(utterance.path) as stream:
+        if utterance.size <= WHOLE_FILE_BYTES:
+            data = stream.read()
+            return hashlib.sha256(data).hexdigest(), decode(io.BytesIO(data), **window)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)
+        return digest, decode(stream, **window)
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a clip could not be used."""
+    if isinstance(error, AudioError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{UNREADABLE}: {_what(error)}"
+    return f"{INTERNAL}: {type(error).__name__}: {' '.join(str(error).split())}; please report it"
+
+
+def unusable(store: Store, error: OSError) -> str:
+    """Say in one line what is wrong with a store, and what to do."""
+    return (
+        f"the store {store.root} cannot be read or written: {_what(error)}; "
+        "put that right or name another --store, and the same command goes on from here"
+    )
+
+
+def _what(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
