@@ -25,11 +25,12 @@ from threadpoolctl import threadpool_limits
 
 from ser_ray import augment, cli, storage
 from ser_ray.audio import AudioError, decode
-from ser_ray.augment import DEFAULT_AUGMENTATIONS, PITCH_RATE, STRETCH_RATE
+from ser_ray.augment import PITCH_RATE, STRETCH_RATE
 from ser_ray.console import say, show_table
 from ser_ray.corpora import discover
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, Featurizer, draw_banks, use_one_core
+from ser_ray.features import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks, parse_augmentation
+from ser_ray.featurizer import Featurizer, use_one_core
 
 TURN = 10  # clips that one side takes before the other does
 WARM_UP = 10  # clips of each side that are not counted: caches fill, librosa compiles
@@ -151,7 +152,7 @@ def chain_distance(paths: list[str]) -> dict[str, Any]:
     one_pass, unchanged = [], []
     for path in paths:
         clip_T = load(path)
-        steps = augment.parse_augmentation("stretch+pitch")
+        steps = parse_augmentation("stretch+pitch")
         generator = augment.make_generator(0, path, "stretch+pitch")
         ours_T = augment.augment(torch.from_numpy(clip_T)[None], steps, generator)[0].numpy()
         stretched_T = librosa.effects.time_stretch(clip_T, rate=STRETCH_RATE)

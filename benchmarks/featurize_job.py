@@ -33,8 +33,9 @@ from featurize import machine, versions  # the benchmark beside this one
 from ser_ray import cli, storage
 from ser_ray.console import say, show_table
 from ser_ray.corpora import discover, synthetic
-from ser_ray.features import Featurizer, draw_banks, use_one_core
-from ser_ray.featurize_task import FeaturizeConfig, read_clip
+from ser_ray.features import FeaturizeConfig, draw_banks
+from ser_ray.featurize_task import read_clip
+from ser_ray.featurizer import Featurizer, use_one_core
 
 JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"
 SAMPLE = 1000  # clips that the kernel is timed on

@@ -27,8 +27,7 @@ from ser_ray.accounts import settle
 from ser_ray.console import say, show_table
 from ser_ray.corpora import discover
 from ser_ray.emotions import EMOTIONS
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig
+from ser_ray.features import FeatureConfig, FeaturizeConfig
 from ser_ray.store import METADATA, Store, encode, feature_type, row_schema
 
 PER_FOLDER, SPEAKERS = 10_000, 5_000

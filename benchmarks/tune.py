@@ -36,8 +36,8 @@ from ser_ray.console import say, show_table
 from ser_ray.corpora import discover
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, featurize
+from ser_ray.features import FeatureConfig, FeaturizeConfig
+from ser_ray.featurize import featurize
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
 from ser_ray.search_space import DEFAULTS, TuneConfig

@@ -27,8 +27,9 @@ from ser_ray.console import say, show_table
 from ser_ray.corpora import discover
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, Featurizer, draw_banks
+from ser_ray.features import FeatureConfig, draw_banks
 from ser_ray.featurize_task import read_clip
+from ser_ray.featurizer import Featurizer
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import Examples
 from ser_ray.learner import Learner, TrainConfig, deal

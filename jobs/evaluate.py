@@ -17,7 +17,8 @@ from ser_ray import cli, storage
 from ser_ray.console import say
 from ser_ray.errors import UserError
 from ser_ray.evaluation import compare, evaluate, load_models, show_comparison
-from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
+from ser_ray.features import FeaturizeConfig
+from ser_ray.featurize import featurize, find_and_connect
 from ser_ray.results import fresh_root, read_run, refuse_finished, show_scores
 
 

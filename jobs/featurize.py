@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from ser_ray import cli
 from ser_ray.console import say
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
-from ser_ray.models import FEATURES_OF, ModelConfig
+from ser_ray.features import DEFAULT_MODEL, FEATURES_OF, FeatureConfig, FeaturizeConfig
+from ser_ray.featurize import featurize, find_and_connect
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize, say where the store is."""
-    usual = FeatureConfig.for_kind(cli.peek(argv, "features") or FEATURES_OF[ModelConfig.model])
+    usual = FeatureConfig.for_kind(cli.peek(argv, "features") or FEATURES_OF[DEFAULT_MODEL])
     values = cli.parse(argv, __doc__, Flags, FeaturizeConfig, defaults=vars(usual))
     if not values["data"]:
         raise UserError("--data is missing: name the folders that hold your corpora")

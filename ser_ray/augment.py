@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ser_ray.errors import UserError
-
 NOISE_LEVEL = 0.035  # largest standard deviation, as a part of the clip's peak
 STRETCH_RATE = 0.8  # speed; below 1 is slower
 PITCH_RATE = 2 ** (-0.7 / 12)  # speed that 0.7 semitones upwards make up for
@@ -30,29 +28,6 @@ _TINY = 1e-18  # below every magnitude that matters; its square is still a norma
 _MAX_PERIOD = 4096  # samples; 0.7 semitones are 412 / 429 to 2e-8
 _CUTOFF = (0.913 + 1) / 2  # of the lower Nyquist frequency: the middle of soxr's transition band
 _ZERO_CROSSINGS, _KAISER_BETA = 64, 6.0
-
-STEPS = ("noise", "stretch", "pitch", "shift")
-DEFAULT_AUGMENTATIONS = ("none", "noise", "stretch+pitch")
-
-
-def parse_augmentation(name: str) -> tuple[str, ...]:
-    """Read an augmentation's name.
-
-    Args:
-        name: `none`, one of `STEPS`, or a chain of them such as `stretch+pitch`.
-
-    Returns:
-        The steps in their order; none for `none`.
-
-    Raises:
-        UserError: A step is unknown; the message names the choices.
-    """
-    steps = () if name == "none" else tuple(name.split("+"))
-    if not set(steps) <= set(STEPS):
-        raise UserError(
-            f"unknown augmentation {name!r}: choose none, {', '.join(STEPS)}, or a chain like stretch+pitch"
-        )
-    return steps
 
 
 def make_generator(seed: int, utterance_id: str, name: str) -> torch.Generator:
@@ -73,7 +48,7 @@ def augment(
 
     Args:
         waveform_BT: Waveforms.
-        steps: From `parse_augmentation`.
+        steps: From `features.parse_augmentation`.
         generator: Source of random numbers, on the CPU.
         spectrum_BNF: The waveforms' `stft` if it is there already.
 

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from ser_ray.console import say
 from ser_ray.emotions import LabelSet, parse_labels
 from ser_ray.errors import UserError
+from ser_ray.features import FEATURES_OF
 from ser_ray.frame_augment import FrameAugmentConfig
 from ser_ray.learner import TrainConfig
-from ser_ray.models import FEATURES_OF, ModelConfig
+from ser_ray.models import ModelConfig
 from ser_ray.splits import Split, SplitConfig, split
 from ser_ray.store import Store
 

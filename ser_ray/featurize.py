@@ -21,7 +21,8 @@ from ser_ray.cluster import await_resource, connect, count_resources
 from ser_ray.console import say, show_table, track
 from ser_ray.corpora import Manifest, audit, discover
 from ser_ray.errors import UserError
-from ser_ray.featurize_task import PASSING, FeaturizeConfig, ShardWriter, import_kernel, unusable, write_in_task
+from ser_ray.features import FeaturizeConfig
+from ser_ray.featurize_task import PASSING, ShardWriter, import_kernel, unusable, write_in_task
 from ser_ray.guard import lock
 from ser_ray.store import Store, default_root
 from ser_ray.utterance import Utterance, to_table

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +16,8 @@ import ray
 
 from ser_ray import storage
 from ser_ray.audio import AudioError, Clip, decode
-from ser_ray.augment import DEFAULT_AUGMENTATIONS, parse_augmentation
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, Featurizer, draw_banks, use_one_core
+from ser_ray.features import FeatureConfig, FeaturizeConfig, draw_banks
 from ser_ray.guard import Attempts
 from ser_ray.store import METADATA, Store, encode, feature_type, name_clips, row_schema
 from ser_ray.utterance import Reject, Utterance, from_table
@@ -30,45 +28,18 @@ CRASHED = f"{INTERNAL}: it kills the worker that takes it; please report it"
 PASSING = (UNREADABLE, INTERNAL)  # reasons that may be gone in the next run, which tries such clips again
 
 
-@dataclass(frozen=True)
-class FeaturizeConfig:
-    """What to compute from each clip.
-
-    Attributes:
-        augment: Rows per clip: `none` is the clip itself; `noise`, `stretch`, `pitch`, `shift`, or chains such as
-            `stretch+pitch`. Augmented rows are used in training only. By default none, noise and stretch+pitch for
-            `summary`, and none alone for the others, which are changed afresh in every epoch of training.
-        seed: Seed of all draws; with it and a clip's id, the clip's rows are always the same.
-    """
-
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    augment: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.augment and self.features.kind == "summary":
-            object.__setattr__(self, "augment", DEFAULT_AUGMENTATIONS)
-        for name in self.augment:
-            parse_augmentation(name)
-        if len(set(self.augment)) != len(self.augment):
-            raise UserError(f"--augment names one augmentation twice: {' '.join(self.augment)}")
-        others = sorted(set(self.augment) - {"none"})  # in one order, so that any gives the same store
-        object.__setattr__(self, "augment", ("none", *others))
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the store's fingerprint covers."""
-        return {"features": asdict(self.features), "augmentations": list(self.augment), "seed": self.seed}
-
-
 @ray.remote
 def import_kernel() -> None:
-    """Do nothing: to unpickle this function, a worker imports this module, and torch with it."""
+    """Have a worker import what its tasks will need."""
+    from ser_ray import featurizer  # noqa: F401
 
 
 class ShardWriter:
     """Turns clips of the plan into shards and says how many were featurized."""
 
     def __init__(self, store: Store, config: FeaturizeConfig, device: str) -> None:
+        from ser_ray.featurizer import Featurizer, use_one_core  # with torch, which the driver does without
+
         use_one_core()  # Ray runs one task a core
         self.store, self.config = store, config
         self.kernel = Featurizer(config.features, draw_banks(config.features))

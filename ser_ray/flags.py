@@ -12,11 +12,11 @@ from ser_ray.console import say
 from ser_ray.corpora import synthetic
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, featurize, find_and_connect
+from ser_ray.features import FEATURES_OF, FeatureConfig, FeaturizeConfig
+from ser_ray.featurize import featurize, find_and_connect
 from ser_ray.frame_augment import FrameAugmentConfig
 from ser_ray.learner import TrainConfig
-from ser_ray.models import FEATURES_OF, ModelConfig
+from ser_ray.models import ModelConfig
 from ser_ray.store import Store
 
 

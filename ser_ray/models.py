@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_ray.errors import UserError
+from ser_ray.features import DEFAULT_MODEL, FEATURES_OF
 
-FEATURES_OF = {"log_mel_resnet": "log_mel", "cnn1d": "summary"}  # which kind of features each model takes
 STRIDES = ((2, 2), (2, 2), (1, 2))  # of the three stages, in time and frequency
 ATTENTION = 64  # hidden units of the attention
 _EPSILON = 1e-5
@@ -35,7 +35,7 @@ class ModelConfig:
         clip_mean: Whether `log_mel_resnet` sees a clip's mean over time: `kept`, `removed`, or `both` in two channels.
     """
 
-    model: str = "log_mel_resnet"
+    model: str = DEFAULT_MODEL
     width: int = 32
     depth: int = 1
     dropout: float = 0.3

@@ -43,7 +43,8 @@ def made(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def made_store(local_ray, made, tmp_path_factory):
     """A finished feature store of the made speech."""
-    from ser_ray.featurize import FeaturizeConfig, featurize
+    from ser_ray.features import FeaturizeConfig
+    from ser_ray.featurize import featurize
 
     return featurize(discover(made), FeaturizeConfig(), str(tmp_path_factory.mktemp("store") / "made"))
 
@@ -51,8 +52,8 @@ def made_store(local_ray, made, tmp_path_factory):
 @pytest.fixture(scope="session")
 def made_frames(local_ray, made, tmp_path_factory):
     """A finished store of the made speech as log-mel frames."""
-    from ser_ray.features import FeatureConfig
-    from ser_ray.featurize import FeaturizeConfig, featurize
+    from ser_ray.features import FeatureConfig, FeaturizeConfig
+    from ser_ray.featurize import featurize
 
     config = FeaturizeConfig(FeatureConfig.for_kind("log_mel"))
     return featurize(discover(made), config, str(tmp_path_factory.mktemp("store") / "frames"))

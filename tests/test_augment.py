@@ -7,8 +7,9 @@ import torch
 
 from ser_ray import augment
 from ser_ray.audio import decode
-from ser_ray.augment import PITCH_RATE, STRETCH_RATE, make_generator, parse_augmentation, phase_vocoder, resample
+from ser_ray.augment import PITCH_RATE, STRETCH_RATE, make_generator, phase_vocoder, resample
 from ser_ray.errors import UserError
+from ser_ray.features import DEFAULT_AUGMENTATIONS, parse_augmentation
 
 RATE = 22_050
 
@@ -50,7 +51,7 @@ def distance(actual_T: np.ndarray, expected_T: np.ndarray) -> float:
 def test_names():
     assert parse_augmentation("none") == ()
     assert parse_augmentation("stretch+pitch") == ("stretch", "pitch")
-    assert [parse_augmentation(name) for name in augment.DEFAULT_AUGMENTATIONS]
+    assert [parse_augmentation(name) for name in DEFAULT_AUGMENTATIONS]
     for name in ("louder", "", "noise+", "none+noise", "Noise"):
         with pytest.raises(UserError, match="noise, stretch, pitch, shift"):
             parse_augmentation(name)

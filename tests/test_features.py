@@ -9,9 +9,9 @@ import soundfile as sf
 import torch
 
 from ser_ray.audio import AudioError, decode
-from ser_ray.augment import DEFAULT_AUGMENTATIONS
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, Featurizer, draw_banks
+from ser_ray.features import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks
+from ser_ray.featurizer import Featurizer
 
 RATE = 22_050
 CHROMA, MFCC, MEL = slice(1, 13), slice(13, 33), slice(34, 162)

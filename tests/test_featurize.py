@@ -25,8 +25,8 @@ from ser_ray import featurize_task, storage
 from ser_ray.accounts import settle
 from ser_ray.corpora import discover
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig
-from ser_ray.featurize import FeaturizeConfig, deal, featurize
+from ser_ray.features import FeatureConfig, FeaturizeConfig
+from ser_ray.featurize import deal, featurize
 from ser_ray.featurize_task import ShardWriter, read_clip
 from ser_ray.store import METADATA, Store, name_clips
 from ser_ray.utterance import Reject, Utterance
@@ -220,7 +220,7 @@ def writer_of(store, clips):
 
 
 def test_a_fault_of_ours_is_a_reject_that_says_so(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("ser_ray.features.Featurizer.clip_rows", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("ser_ray.featurizer.Featurizer.clip_rows", lambda *arguments: 1 / 0)
     store, clips = Store(str(tmp_path)), discover(made).utterances[:2]
     store.claim(FeaturizeConfig().settings())
     assert writer_of(store, clips) == {"clips": 2, "rejected": 2, "slid": 0, "cut": 0, "error": ""}
@@ -387,7 +387,7 @@ class OnCpu(room.ShardWriter):  # where GPUs are mere names
 
 room.ShardWriter = OnCpu
 connect()
-cli.run(lambda argv: room.featurize(discover(argv[2:]), room.FeaturizeConfig(), argv[1], "cuda"))
+cli.run(lambda argv: room.featurize(discover(argv[2:]), FeaturizeConfig(), argv[1], "cuda"))
 """
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, Featurizer, draw_banks, mel_frequencies
+from ser_ray.features import FeatureConfig, draw_banks, mel_frequencies
+from ser_ray.featurizer import Featurizer
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig, Views, mix, shift_pitch, stretch, uniform
 from ser_ray.inference import Examples
 from ser_ray.models import ModelConfig, build

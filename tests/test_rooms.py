@@ -38,6 +38,12 @@ def test_featurizing_and_training_are_spared_librosa_and_scikit_learn():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "none"
 
 
+def test_the_driver_of_a_featurization_is_spared_torch():
+    code = "import sys, runpy; runpy.run_path('jobs/featurize.py'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_nothing_on_disk_is_unpickled():
     forbidden = {"pickle", "joblib", "dill", "shelve"}
     for path in PACKAGE.rglob("*.py"):
