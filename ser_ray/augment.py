@@ -150,20 +150,36 @@ def _vocoder_plan(n_frames: int, rate: float, device: torch.device) -> tuple[tor
 
 def istft(spectrum_BMF: torch.Tensor, n_samples: int) -> torch.Tensor:
     """Return the waveform of an STFT at `N_FFT` and `HOP_LENGTH`, cut or padded to `n_samples`."""
-    window_K = _WINDOW_K.to(spectrum_BMF.device)
     spectrum_BMF = spectrum_BMF[:, : -(-(n_samples + N_FFT) // HOP_LENGTH)]
     batch, n_frames, _ = spectrum_BMF.shape
-    window_PH = window_K.view(-1, HOP_LENGTH)
-    frame_BMPH = torch.fft.irfft(spectrum_BMF, n=N_FFT).unflatten(-1, window_PH.shape)
-    parts = len(window_PH)
-    sum_BLH = window_K.new_zeros(batch, n_frames + parts - 1, HOP_LENGTH)
-    for part in range(parts):
-        sum_BLH[:, part : part + n_frames].addcmul_(frame_BMPH[:, :, part], window_PH[part])
-    # Divided by the sum of the squared windows that cover each sample.
-    covered_LP = functional.pad(window_K.new_ones(n_frames), (parts - 1, parts - 1)).unfold(0, parts, 1)
-    weight_LH = covered_LP @ window_PH.square().flip(0)
-    sum_BLH /= weight_LH.clamp_(min=torch.finfo().tiny)
+    parts = N_FFT // HOP_LENGTH
+    window_PH, scale_LH = _overlap(min(n_frames, 2 * parts), spectrum_BMF.device)
+    frame_BMPH = torch.fft.irfft(spectrum_BMF, n=N_FFT, norm="forward").unflatten(-1, window_PH.shape)
+    sum_BLH = window_PH.new_zeros(batch, n_frames + parts - 1, HOP_LENGTH)
+    for part, window_H in enumerate(window_PH):
+        sum_BLH[:, part : part + n_frames].addcmul_(frame_BMPH[:, :, part], window_H)
+    if n_frames < 2 * parts:
+        sum_BLH *= scale_LH
+    else:  # away from both ends all hops are covered alike
+        sum_BLH[:, :parts] *= scale_LH[:parts]
+        sum_BLH[:, parts:-parts] *= scale_LH[parts]
+        sum_BLH[:, -parts:] *= scale_LH[-parts:]
     return _fit(sum_BLH.flatten(1)[:, N_FFT // 2 :], n_samples)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _overlap(n_frames: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the window cut into hops, and what each sample of overlapping windowed frames is multiplied by.
+
+    That is one by the sum of the squared windows that cover the sample, and by the transform's length.
+    """
+    window_PH = _WINDOW_K.view(-1, HOP_LENGTH)
+    beyond = len(window_PH) - 1
+    covered_LP = functional.pad(window_PH.new_ones(n_frames), (beyond, beyond)).unfold(0, beyond + 1, 1)
+    weight_LH = covered_LP @ window_PH.square().flip(0)
+    scale_LH = 1 / (weight_LH.clamp_(min=torch.finfo().tiny) * N_FFT)
+    return window_PH.to(device), scale_LH.to(device)
 
 
 def resample(waveform_BT: torch.Tensor, ratio: float, n_samples: int) -> torch.Tensor:
