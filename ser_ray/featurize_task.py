@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
+from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 
@@ -88,7 +91,8 @@ class ShardWriter:
     def _write(self, clips: list[Utterance]) -> tuple[list[Reject], int, int]:
         """Write the shard of some clips; return rejects and the numbers of windows that slid back and of clips cut."""
         attempts = Attempts(self.store.attempts_path(clips))
-        columns: dict[str, list[Any]] = {name: [] for name in self.schema.names}
+        columns: dict[str, list[Any]] = {name: [] for name in METADATA}
+        kept = Kept()
         rejects, slid, cut = [], 0, 0
         offset_s, duration_s = self.config.features.offset_s, self.config.features.duration_s
         for utterance in clips:
@@ -107,17 +111,43 @@ class ShardWriter:
             cut += duration_s is not None and clip.duration_s > offset_s + duration_s
             facts = {"sha256": digest, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
             for augmentation, values in zip(self.config.augment, features, strict=True):
-                row = facts | {"augmentation": augmentation, "features": values}
+                row = facts | {"augmentation": augmentation}
                 for name, column in columns.items():
                     column.append(row[name] if name in row else getattr(utterance, name))
+                kept.add(values)
         arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
-        arrays.append(encode(columns["features"], self.schema.field("features").type))
+        arrays.append(encode(kept.arrays(), self.schema.field("features").type))
         name = name_clips(clip.utterance_id for clip in clips)
         if attempts.again:
             self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
         self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects, name)
         attempts.end()
         return rejects, slid, cut
+
+
+class Kept:
+    """Arrays of one type, copied to one place.
+
+    Each by itself would stand in the way of the large ones that come and go with every clip: what a clip gives back is
+    then no longer in one piece, and the process grows by a quarter.
+    """
+
+    def __init__(self) -> None:
+        self._bytes, self._dtype = io.BytesIO(), np.dtype(np.float32)
+        self._shapes: list[tuple[int, ...]] = []
+
+    def add(self, array: np.ndarray) -> None:
+        """Keep a copy of a C-contiguous array."""
+        self._bytes.write(array)
+        self._shapes.append(array.shape)
+        self._dtype = array.dtype
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return what was kept; nothing can be added as long as that lives."""
+        flat = np.frombuffer(self._bytes.getbuffer(), self._dtype)
+        ends = [0, *accumulate(math.prod(shape) for shape in self._shapes)]
+        spans = zip(pairwise(ends), self._shapes, strict=True)
+        return [flat[start:end].reshape(shape) for (start, end), shape in spans]
 
 
 _WRITERS: dict[tuple[Store, FeaturizeConfig, str], ShardWriter] = {}

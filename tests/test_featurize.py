@@ -27,7 +27,7 @@ from ser_ray.corpora import discover
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig, FeaturizeConfig
 from ser_ray.featurize import deal, featurize
-from ser_ray.featurize_task import ShardWriter, read_clip
+from ser_ray.featurize_task import Kept, ShardWriter, read_clip
 from ser_ray.store import METADATA, Store, name_clips
 from ser_ray.utterance import Reject, Utterance
 
@@ -213,6 +213,16 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
     assert not list(Path(store.root).glob("attempts/*"))
 
 
+def test_what_is_kept_comes_back():
+    assert Kept().arrays() == []
+    kept = Kept()
+    arrays = [np.arange(6, dtype=np.int16).reshape(2, 3), np.zeros((0, 3), np.int16), np.ones(2, np.int16)]
+    for array in arrays:
+        kept.add(array)
+    for array, back in zip(arrays, kept.arrays(), strict=True):
+        np.testing.assert_array_equal(back, array, strict=True)
+
+
 def writer_of(store, clips):
     """Call a task's code in this process."""
     config = FeaturizeConfig(augment=("none",))
@@ -378,6 +388,7 @@ import sys
 from ser_ray import cli, featurize as room
 from ser_ray.cluster import connect
 from ser_ray.corpora import discover
+from ser_ray.features import FeaturizeConfig
 
 class OnCpu(room.ShardWriter):  # where GPUs are mere names
     where = sys.argv[1]
