@@ -128,8 +128,8 @@ class ShardWriter:
 class Kept:
     """Arrays of one type, copied to one place.
 
-    Each by itself would stand in the way of the large ones that come and go with every clip: what a clip gives back is
-    then no longer in one piece, and the process grows by a quarter.
+    Each by itself would stand in the way of the large ones that come and go with every clip: what one clip gives back
+    would no longer be in one piece for the next, and the process would grow.
     """
 
     def __init__(self) -> None:

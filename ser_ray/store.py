@@ -357,6 +357,6 @@ def _is_damaged(path: str) -> bool:
 
 
 def _write(path: str, table: pa.Table) -> None:
-    # A dictionary of features, of which hardly two are alike, would make a shard half as large again.
+    # No two features are alike: a dictionary of them would only be in the way.
     how = {"use_dictionary": [name for name in table.column_names if name != "features"]}
     storage.write(path, lambda stream: pq.write_table(table, stream, compression="zstd", compression_level=1, **how))
