@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,8 @@ from ser_ray.features import FeatureConfig
 from ser_ray.utterance import REJECT_SCHEMA, UTTERANCE_SCHEMA, Reject, Utterance, from_table, to_table
 
 FORMAT = 3  # of the files, and of what the kernel computes: rows of another one never mix with these
+COMPRESSION = {"compression": "zstd", "compression_level": 1}
+PLAN_CHUNK = 10_000  # clips of the plan that are written at a time
 FOUND = "found"  # file of rejects of the search for clips; the others are of tasks
 METADATA = (
     *("utterance_id", "corpus", "speaker_id", "gender", "emotion", "intensity", "sentence_id", "channel"),
@@ -176,9 +178,15 @@ class Store:
             for batch in read_shard(path, None).to_batches(max_chunksize=10_000):
                 yield from from_table(pa.Table.from_batches([batch]))
 
-    def write_plan(self, clips: Iterable[Utterance]) -> None:
+    def write_plan(self, clips: Sequence[Utterance]) -> None:
         """Write `clips.parquet` atomically."""
-        _write(storage.join(self.root, "clips.parquet"), to_table(clips, UTTERANCE_SCHEMA))
+
+        def fill(stream: BinaryIO) -> None:
+            with pq.ParquetWriter(stream, UTTERANCE_SCHEMA, **COMPRESSION) as writer:
+                for start in range(0, len(clips), PLAN_CHUNK):
+                    writer.write_table(to_table(clips[start : start + PLAN_CHUNK]))
+
+        storage.write(storage.join(self.root, "clips.parquet"), fill)
 
     def write_shard(self, rows: pa.Table, rejects: Sequence[Reject], name: str = "") -> str:
         """Write the outcome of some clips: a shard of rows and, where there are any, a file of rejects.
@@ -359,4 +367,4 @@ def _is_damaged(path: str) -> bool:
 def _write(path: str, table: pa.Table) -> None:
     # No two features are alike: a dictionary of them would only be in the way.
     how = {"use_dictionary": [name for name in table.column_names if name != "features"]}
-    storage.write(path, lambda stream: pq.write_table(table, stream, compression="zstd", compression_level=1, **how))
+    storage.write(path, lambda stream: pq.write_table(table, stream, **COMPRESSION, **how))

@@ -126,7 +126,7 @@ def _read_rows(root: str) -> list[tuple[str, ...]]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{root} cannot be read as a table: {one_line(error)}") from None
     return [
-        tuple((cell or "").strip() for cell in row)
+        tuple(intern((cell or "").strip()) for cell in row)  # most cells say what others say too
         for batch in table.to_batches(max_chunksize=10_000)
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
     ]
