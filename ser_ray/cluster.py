@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -56,6 +57,8 @@ def connect(verbose: bool = False) -> None:
             ray.init(address="local", include_dashboard=False, **options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+    if not verbose:
+        atexit.register(ray.shutdown)  # before Ray's own, which waits half a second for log lines: there are none
 
 
 def quiet() -> None:
