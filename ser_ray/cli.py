@@ -91,7 +91,7 @@ def run(job: Callable[[Sequence[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
-        print("interrupted; what is done is kept, and the same --output goes on from here", file=sys.stderr)
+        print("interrupted; what is done is kept, and the same --store or --output goes on from here", file=sys.stderr)
         sys.exit(130)
     finally:
         gc.freeze()  # or Python looks through all of torch for garbage once more before it ends, which takes a second
