@@ -40,7 +40,6 @@ from ser_ray.featurizer import Featurizer, use_one_core
 JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"
 SAMPLE = 1000  # clips that the kernel is timed on
 WARM_UP = 50  # clips before those, which bring code into memory
-LOOKS = ((30.0, 1.0), (float("inf"), 5.0))  # until then after so many seconds at memory, which costs time itself
 # The job itself, on a Ray of so many CPUs.
 ON_CPUS = """
 import ray, runpy, sys
@@ -155,7 +154,7 @@ def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
             kind = "driver_mb" if pid == job.pid else "worker_mb"
             if pid == job.pid or names.get(pid, "").startswith("ray::"):
                 peaks[kind] = max(peaks[kind], pss_mb(pid))
-        time.sleep(next(pause for until, pause in LOOKS if time.time() - begun < until))
+        time.sleep(1 if time.time() - begun < 30 else 5)  # looking costs time itself
 
 
 def pss_mb(pid: int, kind: str = "Pss") -> float:

@@ -48,6 +48,13 @@ def distance(actual_T: np.ndarray, expected_T: np.ndarray) -> float:
     return float(np.linalg.norm(actual_T - expected_T) / np.linalg.norm(expected_T))
 
 
+@pytest.mark.parametrize("n_samples", [100, 3000, 3500, 4100, 55_125])
+def test_istft_gives_back_what_stft_was_given(n_samples):
+    waveform_BT = torch.randn(2, n_samples, generator=torch.Generator().manual_seed(0))
+    back_BT = augment.istft(augment.stft(waveform_BT), n_samples)
+    torch.testing.assert_close(back_BT, waveform_BT, rtol=0, atol=1e-5)
+
+
 def test_names():
     assert parse_augmentation("none") == ()
     assert parse_augmentation("stretch+pitch") == ("stretch", "pitch")

@@ -32,7 +32,8 @@ def test_only_the_marked_rooms_import_ray():
 
 def test_featurizing_and_training_are_spared_librosa_and_scikit_learn():
     code = (
-        "import sys, ser_ray.featurize, ser_ray.training; from ser_ray.features import FeatureConfig, draw_banks; "
+        "import sys, ser_ray.featurize, ser_ray.featurizer, ser_ray.training; "
+        "from ser_ray.features import FeatureConfig, draw_banks; "
         "draw_banks(FeatureConfig()); print({'librosa', 'sklearn'} & set(sys.modules) or 'none')"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "none"
