@@ -7,11 +7,13 @@ Each task opens its clips, decodes, augments, featurizes and writes one shard by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
@@ -121,27 +123,32 @@ def deal(clips: int, workers: int) -> list[int]:
     return sizes
 
 
+def _each_task(clips: Sequence[Utterance], sizes: Sequence[int]) -> Iterator[pa.Table]:
+    """Yield a block of Ray Data for each task: one row, whose only column holds the task's clips."""
+    for start, end in pairwise([0, *accumulate(sizes)]):
+        records = to_table(clips[start:end]).to_struct_array().combine_chunks()
+        yield pa.table({"clips": pa.ListArray.from_arrays([0, end - start], records)})
+
+
 def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: str) -> None:
     """Featurize clips in parallel; every task writes its own shard and returns what became of its clips."""
     if device == "cuda":
         await_resource("GPU", 1, "use --device cpu")
     cpus, gpus = count_resources()
     workers = gpus if device == "cuda" else cpus or MAX_WARMED  # where there are none yet, many may come
-    ends = list(accumulate(deal(len(todo), workers)))
-    arguments = (store, config, device)
-    how = {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"plan": to_table(todo), "ends": ends}}
+    tasks = ray.data.from_blocks(list(_each_task(todo, deal(len(todo), workers))))
+    arguments, how = (store, config, device), {"batch_size": 1, "batch_format": "pyarrow"}
     if device == "cuda":
-        # Not a range: the tasks that make it could wait for ever for the CPU of an actor that waits for them.
-        tasks = ray.data.from_items([{"id": i} for i in range(len(ends))], override_num_blocks=len(ends))
         actors = {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1, "fn_constructor_args": arguments}
         outcomes = tasks.map_batches(ShardWriter, **how, **actors)
     else:
-        tasks = ray.data.range(len(ends), override_num_blocks=len(ends))
         outcomes = tasks.map_batches(partial(write_in_task, arguments=arguments), **how)
+    pa.default_memory_pool().release_unused()  # it keeps what plan and blocks took, which a long job never needs again
     rejected = slid = cut = 0
     nodes: Counter[str] = Counter()
-    with track("Featurizing", len(todo)) as progress:
-        for outcome in outcomes.iter_rows():
+    # Closed in any case: threads of Ray Data that outlive Ray would end the process their own way.
+    with track("Featurizing", len(todo)) as progress, closing(iter(outcomes.iter_rows())) as each:
+        for outcome in each:
             if outcome["error"]:
                 raise UserError(outcome["error"])
             rejected += outcome["rejected"]

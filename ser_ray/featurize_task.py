@@ -53,21 +53,18 @@ class ShardWriter:
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
         self.schema = row_schema(feature_type(config.features))
 
-    def __call__(self, tasks: pa.Table, plan: pa.Table, ends: list[int]) -> pa.Table:
+    def __call__(self, tasks: pa.Table) -> pa.Table:
         """Do some tasks.
 
         Args:
-            tasks: Their numbers, in the column `id`.
-            plan: Clips to do, a table of `UTTERANCE_SCHEMA`.
-            ends: Where in the plan each task ends and the next one begins.
+            tasks: In the column `clips` the clips of each, a list of records of `UTTERANCE_SCHEMA`.
 
         Returns:
             What `write` returns and the `node` it ran on, one row per task.
         """
-        bounds = [0, *ends]
-        clips = [from_table(plan[bounds[i] : bounds[i + 1]]) for i in tasks.column("id").to_pylist()]
         node = {"node": ray.get_runtime_context().get_node_id()}
-        return pa.Table.from_pylist([self.write(clips_of_task) | node for clips_of_task in clips])
+        clips = (pa.Table.from_struct_array(records.values) for records in tasks["clips"])
+        return pa.Table.from_pylist([self.write(from_table(clips_of_task)) | node for clips_of_task in clips])
 
     def write(self, clips: list[Utterance]) -> dict[str, Any]:
         """Featurize some clips and write their shard.
@@ -153,13 +150,11 @@ class Kept:
 _WRITERS: dict[tuple[Store, FeaturizeConfig, str], ShardWriter] = {}
 
 
-def write_in_task(
-    tasks: pa.Table, plan: pa.Table, ends: list[int], arguments: tuple[Store, FeaturizeConfig, str]
-) -> pa.Table:
+def write_in_task(tasks: pa.Table, arguments: tuple[Store, FeaturizeConfig, str]) -> pa.Table:
     """Do some tasks as `ShardWriter` does, whose arguments are given too."""
     if arguments not in _WRITERS:  # a worker process runs many tasks
         _WRITERS[arguments] = ShardWriter(*arguments)
-    return _WRITERS[arguments](tasks, plan, ends)
+    return _WRITERS[arguments](tasks)
 
 
 def read_clip(utterance: Utterance, config: FeatureConfig) -> tuple[str, Clip]:

@@ -195,12 +195,12 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
             os.kill(os.getpid(), signal.SIGSEGV)
         return read_clip(utterance, config)
 
-    def write(tasks, plan, ends, arguments):  # takes the deadly reader along to the workers
+    def write(tasks, arguments):  # takes the deadly reader along to the workers
         from ser_ray import featurize_task
 
         featurize_task.read_clip = deadly
         try:
-            return featurize_task.ShardWriter(*arguments)(tasks, plan, ends)
+            return featurize_task.ShardWriter(*arguments)(tasks)
         finally:
             featurize_task.read_clip = read_clip
 

@@ -114,12 +114,13 @@ def test_a_row_that_cannot_be_used_has_a_reason(root):
         ("lab.csv", "file,emotion,speaker_id\nclips/000.wav,happy,a\n", "path is missing or empty"),
         ("lab.csv", "path;emotion;speaker_id\nclips/000.wav;happy;a\n", "path is missing or empty"),
         ("lab.csv", "path,emotion,speaker_id\n", "path is missing or empty"),
-        ("lab.csv", "", "cannot be read as a table: Empty CSV"),
+        ("lab.csv", "", "path is missing or empty"),
         (
             "lab.csv",
             "path,emotion,speaker_id\nclips/000.wav,happy\n",
-            "cannot be read as a table: .*Expected 3 columns",
+            "cannot be read as a table: line 2 has 2 cells, the header 3",
         ),
+        ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,happy,a,b\n", "line 2 has 4 cells, the header 3"),
         ("lab.parquet", "path,emotion,speaker_id\n", "cannot be read as a table"),
         ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,bored,a\n", "no clip that can be used.*'bored'"),
         ("ravdess.csv", "path,emotion,speaker_id\nclips/000.wav,happy,a\n", "would be the corpus ravdess.*rename"),
@@ -153,3 +154,12 @@ def test_a_tables_row_beats_the_name_and_counts_once(root):
     assert [Path(r.path).name for r in manifest.rejects] == ["003.wav"]
     only = write(root / "only.csv", "path,emotion,speaker_id\nclips/DC_a02.wav,sad,x\nclips/DC_a01.wav,sad,x\n")
     assert len(discover([str(root / "clips"), only]).utterances) == 2
+
+
+def test_a_csv_in_another_encoding_or_of_blank_lines(root):
+    (root / "lab.csv").write_bytes("path,emotion,speaker_id\nclips/000.wav,happy,J\xf6rg\n".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read as a table: 'utf-8' codec"):
+        discover([str(root / "lab.csv")])
+    table = write(root / "lab.csv", 'path, emotion ,speaker_id\r\n\r\n"clips/000.wav",happy,"a, b"\r\n\r\n')
+    (clip,) = discover([table]).utterances
+    assert (clip.utterance_id, clip.emotion, clip.speaker_id) == ("lab/clips/000", "happy", "lab_a, b")

@@ -130,30 +130,32 @@ def _list(folder: str, recursive: bool) -> list[AudioFile]:
     ]
 
 
-def look_up(paths: Sequence[str]) -> list[AudioFile]:
-    """Describe files by path, in order; one that is missing gets the problem `file not found`.
+class FileLookup:
+    """Describes files by path.
 
     Folders in object storage are listed once each, for a request per file would take hours.
-
-    Raises:
-        UserError: A folder in object storage cannot be listed.
     """
-    folders: dict[str, dict[str, AudioFile]] = {}
-    found = []
-    for path in paths:
+
+    def __init__(self) -> None:
+        self._folders: dict[str, dict[str, AudioFile]] = {}
+
+    def __call__(self, path: str) -> AudioFile:
+        """Describe a file; one that is missing gets the problem `file not found`.
+
+        Raises:
+            UserError: A folder in object storage cannot be listed.
+        """
         if not storage.is_uri(path):
-            found.append(_local_file(path))
-            continue
+            return _local_file(path)
         folder = posixpath.dirname(path)
-        if folder not in folders:
+        if folder not in self._folders:
             try:
-                folders[folder] = {file.path: file for file in _list(folder, recursive=False)}
+                self._folders[folder] = {file.path: file for file in _list(folder, recursive=False)}
             except FileNotFoundError:
-                folders[folder] = {}
+                self._folders[folder] = {}
             except OSError as error:
                 raise UserError(f"cannot list {folder}: {one_line(error)}") from None
-        found.append(folders[folder].get(path) or AudioFile(path, problem="file not found"))
-    return found
+        return self._folders[folder].get(path) or AudioFile(path, problem="file not found")
 
 
 def find_copies(utterances: Sequence[Utterance]) -> dict[str, bytes]:

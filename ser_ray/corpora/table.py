@@ -12,17 +12,21 @@ corpus's name, and stands before its speakers and sentences so that they are uni
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from sys import intern
+from typing import BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from ser_ray import storage
-from ser_ray.corpora.files import AudioFile, encode, look_up, one_line
+from ser_ray.corpora.files import AudioFile, FileLookup, encode, one_line
 from ser_ray.emotions import parse_emotion
 from ser_ray.errors import UserError
 from ser_ray.utterance import Reject, Utterance
@@ -30,7 +34,7 @@ from ser_ray.utterance import Reject, Utterance
 REQUIRED = ("path", "emotion", "speaker_id")
 OPTIONAL = ("gender", "intensity", "sentence_id", "channel")
 
-_SCHEMA = pa.schema([(name, pa.string()) for name in REQUIRED + OPTIONAL])
+_COLUMNS = REQUIRED + OPTIONAL
 _GENDERS = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 
 
@@ -59,17 +63,12 @@ def read(root: str) -> tuple[list[Utterance], list[Reject]]:
         UserError: The table cannot be read, or a required column is missing or empty, such as that of the speakers.
     """
     corpus, folder = corpus_name(root), root.rpartition("/")[0]
-    rows = _read_rows(root)
-    for index, column in enumerate(REQUIRED):
-        if not any(row[index] for row in rows):
-            raise UserError(
-                f"{root}: the column {column} is missing or empty; a table needs {', '.join(REQUIRED)} "
-                "(without speakers no test could be on people the model has never heard)"
-            )
-    found = look_up([_resolve(row[0], folder) for row in rows])
-    utterances, rejects, listed = [], [], set()
-    for number, (row, file) in enumerate(zip(rows, found, strict=True), start=1):
+    describe = FileLookup()
+    utterances, rejects, listed, filled = [], [], set(), set()
+    for number, row in enumerate(_read_rows(root), start=1):
+        file = describe(_resolve(row[0], folder))
         utterance_id = f"{corpus}/{_stem(row[0], folder)}" if row[0] else ""
+        filled.update(column for column, cell in zip(REQUIRED, row, strict=False) if cell)
         try:
             blank = [column for column, cell in zip(REQUIRED, row, strict=False) if not cell]
             if blank:
@@ -80,6 +79,12 @@ def read(root: str) -> tuple[list[Utterance], list[Reject]]:
             utterances.append(_utterance(row, file, corpus, utterance_id))
         except ValueError as error:
             rejects.append(Reject(file.path if row[0] else root, corpus, utterance_id, str(error)))
+    for column in REQUIRED:
+        if column not in filled:
+            raise UserError(
+                f"{root}: the column {column} is missing or empty; a table needs {', '.join(REQUIRED)} "
+                "(without speakers no test could be on people the model has never heard)"
+            )
     return utterances, rejects
 
 
@@ -103,33 +108,36 @@ def _utterance(row: tuple[str, ...], file: AudioFile, corpus: str, utterance_id:
     )
 
 
-def _read_rows(root: str) -> list[tuple[str, ...]]:
-    """Read the known columns as text, in the order of `_SCHEMA`; a missing column or cell is an empty string."""
+def _read_rows(root: str) -> Iterator[tuple[str, ...]]:
+    """Yield the known columns of each row as text, in the order of `_COLUMNS`; a missing one is an empty string.
+
+    Row by row: as a whole, a long table would take more memory than its clips.
+    """
     try:
         with storage.open_read(root) as stream:
-            if root.lower().endswith(".csv"):
-                # As text, so that speaker 001 keeps its zeros.
-                wanted = csv.ConvertOptions(
-                    column_types=_SCHEMA, include_columns=_SCHEMA.names, include_missing_columns=True
-                )
-                table = csv.read_csv(stream, convert_options=wanted)
-            else:
-                file = parquet.ParquetFile(stream)
-                columns = [name for name in _SCHEMA.names if name in file.schema_arrow.names]
-                table = file.read(columns=columns)
-                nulls = pa.nulls(table.num_rows, pa.string())
-                table = pa.table(
-                    {n: table[n].cast(pa.string()) if n in columns else nulls for n in _SCHEMA.names}, _SCHEMA
-                )
+            for row in (_csv_rows if root.lower().endswith(".csv") else _parquet_rows)(stream):
+                yield tuple((row.get(name) or "").strip() for name in _COLUMNS)
     except FileNotFoundError:
         raise UserError(f"{root} is not there: name a folder, a CSV or Parquet table, or a URI that is") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"{root} cannot be read as a table: {one_line(error)}") from None
-    return [
-        tuple(intern((cell or "").strip()) for cell in row)  # most cells say what others say too
-        for batch in table.to_batches(max_chunksize=10_000)
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    ]
+
+
+def _csv_rows(stream: BinaryIO) -> Iterator[dict[str, str]]:
+    lines = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    header = [name.strip() for name in next(lines, [])]
+    for row in lines:
+        if row and len(row) != len(header):
+            raise ValueError(f"line {lines.line_num} has {len(row)} cells, the header {len(header)}")
+        if row:
+            yield dict(zip(header, row, strict=True))
+
+
+def _parquet_rows(stream: BinaryIO) -> Iterator[dict[str, str]]:
+    file = parquet.ParquetFile(stream)
+    columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+    for batch in file.iter_batches(1000, columns=columns):
+        yield from pa.record_batch([column.cast(pa.string()) for column in batch.columns], columns).to_pylist()
 
 
 def _resolve(cell: str, folder: str) -> str:
