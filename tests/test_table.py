@@ -90,7 +90,8 @@ def test_a_row_that_cannot_be_used_has_a_reason(root):
         "clips/003.wav,,a\n"
         "clips/gone.wav,happy,a\n"
         "clips,happy,a\n"
-        "clips/../clips/000.wav,sad,b\n",
+        "clips/../clips/000.wav,sad,b\n"
+        "clips/0\0.wav,sad,b\n",
     )
     manifest = discover([table])
     assert [u.utterance_id for u in manifest.utterances] == ["lab/clips/000"]
@@ -102,8 +103,9 @@ def test_a_row_that_cannot_be_used_has_a_reason(root):
         ("gone.wav", "lab/clips/gone", "file not found"),
         ("clips", "lab/clips", "not a regular file"),
         ("000.wav", "lab/clips/000", "row 8: the file is listed twice"),
+        ("0\0.wav", "lab/clips/0\0", "path holds a null character"),
     }
-    assert [tuple(row) for row in audit(manifest)] == [("lab", 8, None, 1, 0, 0, 7)]
+    assert [tuple(row) for row in audit(manifest)] == [("lab", 9, None, 1, 0, 0, 8)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,11 @@ def test_a_row_that_cannot_be_used_has_a_reason(root):
         ("lab.csv", "path,emotion\nclips/000.wav,happy\n", "speaker_id is missing or empty.*without speakers"),
         ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,happy,\n", "speaker_id is missing or empty"),
         ("lab.csv", "file,emotion,speaker_id\nclips/000.wav,happy,a\n", "path is missing or empty"),
-        ("lab.csv", "path;emotion;speaker_id\nclips/000.wav;happy;a\n", "path is missing or empty"),
+        (
+            "lab.csv",
+            "path;emotion;speaker_id\nclips/000.wav;happy;a\n",
+            "separated by commas, its first line is 'path;",
+        ),
         ("lab.csv", "path,emotion,speaker_id\n", "path is missing or empty"),
         ("lab.csv", "", "path is missing or empty"),
         (
@@ -158,8 +164,8 @@ def test_a_tables_row_beats_the_name_and_counts_once(root):
 
 def test_a_csv_in_another_encoding_or_of_blank_lines(root):
     (root / "lab.csv").write_bytes("path,emotion,speaker_id\nclips/000.wav,happy,J\xf6rg\n".encode("latin-1"))
-    with pytest.raises(UserError, match="cannot be read as a table: 'utf-8' codec"):
+    with pytest.raises(UserError, match="is not in UTF-8, which a CSV must be"):
         discover([str(root / "lab.csv")])
-    table = write(root / "lab.csv", 'path, emotion ,speaker_id\r\n\r\n"clips/000.wav",happy,"a, b"\r\n\r\n')
+    table = write(root / "lab.csv", '\r\npath, emotion ,speaker_id\r\n\r\n"clips/000.wav",happy,"a, b"\r\n\r\n')
     (clip,) = discover([table]).utterances
     assert (clip.utterance_id, clip.emotion, clip.speaker_id) == ("lab/clips/000", "happy", "lab_a, b")

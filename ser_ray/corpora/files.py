@@ -109,6 +109,8 @@ def _walk_local(root: str) -> Iterator[tuple[Hashable, list[AudioFile]]]:
 def _local_file(path: str) -> AudioFile:
     if printable(path) != path:
         return AudioFile(printable(path), problem="path is not valid UTF-8: rename it")
+    if "\0" in path:
+        return AudioFile(path, problem="path holds a null character")
     try:
         status = os.stat(path)
     except FileNotFoundError:

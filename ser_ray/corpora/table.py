@@ -119,18 +119,22 @@ def _read_rows(root: str) -> Iterator[tuple[str, ...]]:
                 yield tuple((row.get(name) or "").strip() for name in _COLUMNS)
     except FileNotFoundError:
         raise UserError(f"{root} is not there: name a folder, a CSV or Parquet table, or a URI that is") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{root} is not in UTF-8, which a CSV must be: save it so") from None
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"{root} cannot be read as a table: {one_line(error)}") from None
 
 
 def _csv_rows(stream: BinaryIO) -> Iterator[dict[str, str]]:
     lines = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
-    header = [name.strip() for name in next(lines, [])]
-    for row in lines:
-        if row and len(row) != len(header):
+    rows = filter(None, lines)  # blank lines say nothing
+    header = [name.strip() for name in next(rows, [])]
+    if len(header) == 1:
+        raise ValueError(f"cells must be separated by commas, its first line is {header[0]!r}")
+    for row in rows:
+        if len(row) != len(header):
             raise ValueError(f"line {lines.line_num} has {len(row)} cells, the header {len(header)}")
-        if row:
-            yield dict(zip(header, row, strict=True))
+        yield dict(zip(header, row, strict=True))
 
 
 def _parquet_rows(stream: BinaryIO) -> Iterator[dict[str, str]]:
