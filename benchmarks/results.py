@@ -166,8 +166,8 @@ def file_name(run: dict[str, Any]) -> str:
     """Return a name that tells experiments apart."""
     config = run["config"]
     labels = [] if config["labels"] in (["all"], ("all",)) else config["labels"]
-    masks = ["masks"] if has_masks(run) else []
-    words = [config["model"]["model"], *masks, run["protocol"], *config["corpus"], *labels, f"fold-{run['fold']}"]
+    kind = [word for word, true in (("masks", has_masks(run)), ("started", has_start(run))) if true]
+    words = [config["model"]["model"], *kind, run["protocol"], *config["corpus"], *labels, f"fold-{run['fold']}"]
     return "-".join(map(str, words)).replace("_", "-").replace("=", "-").replace(", ", "-")
 
 
@@ -190,6 +190,11 @@ def is_notebook(run: dict[str, Any]) -> bool:
 def has_masks(run: dict[str, Any]) -> bool:
     """Tell whether a network on log-mel frames was trained with masks (SpecAugment)."""
     return run["config"]["model"]["model"] == "log_mel_resnet" and run["config"]["frame_augment"]["mask_s"] > 0
+
+
+def has_start(run: dict[str, Any]) -> bool:
+    """Tell whether training started from another run's network."""
+    return bool(run["config"].get("start_from"))  # older runs do not say
 
 
 def overview(runs: list[dict[str, Any]]) -> str:
@@ -258,10 +263,11 @@ def section(run: dict[str, Any]) -> str:
 
 
 def model(run: dict[str, Any]) -> str:
-    """Return the model, how many of it answer together, and whether they were trained with masks."""
+    """Return the model, how many of it answer together, and how they were trained where that is not as usual."""
     members = run["config"].get("members", 1)  # older runs have one
     several = f" × {members}" if members > 1 else ""
-    return run["config"]["model"]["model"] + several + (", masks" if has_masks(run) else "")
+    kind = (", masks" if has_masks(run) else "") + (", started" if has_start(run) else "")
+    return run["config"]["model"]["model"] + several + kind
 
 
 def name(run: dict[str, Any]) -> str:
