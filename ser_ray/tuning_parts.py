@@ -200,6 +200,8 @@ class ToRecorder(ray.tune.Callback):
         """Pass on a trial that failed."""
         with open(trial.error_file) as stream:
             lines = [line.strip() for line in stream if line.strip()]
+        if any("The actor died unexpectedly" in line for line in lines):
+            lines = ["its process died (killed, out of memory, or its node was lost): see Ray's log files"]
         named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         self._end(trial, "failed", (named or lines)[-1].removeprefix("ser_ray.errors.UserError: "))
 
