@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -146,8 +147,7 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     pa.default_memory_pool().release_unused()  # it keeps what plan and blocks took, which a long job never needs again
     rejected = slid = cut = 0
     nodes: Counter[str] = Counter()
-    # Closed in any case: threads of Ray Data that outlive Ray would end the process their own way.
-    with track("Featurizing", len(todo)) as progress, closing(iter(outcomes.iter_rows())) as each:
+    with track("Featurizing", len(todo)) as progress, closing(_each_row(outcomes)) as each:
         for outcome in each:
             if outcome["error"]:
                 raise UserError(outcome["error"])
@@ -169,6 +169,17 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
         say(f"Longer than the window of {window_s:g} s: {cut} clips; only so much of them is used (--duration-s)")
     if slid:
         say(f"Too short for a window from {config.features.offset_s:g} s: {slid} clips; theirs begins earlier")
+
+
+def _each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield a dataset's rows as they come; closing stops its execution.
+
+    `Dataset.iter_rows` has threads of its own. One that outlives an early end, and then Ray, ends the process with its
+    own exit code.
+    """
+    for bundle in dataset.iter_internal_ref_bundles():
+        for block in bundle.blocks:
+            yield from ray.get(block.ref).to_pylist()
 
 
 def _is_unseen(store: Store, clips: Sequence[Utterance]) -> bool:
