@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import tracemalloc
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import ray
 import soundfile as sf
 import torch
 from hypothesis import given
@@ -211,6 +213,14 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
     others = [i != victim for i in rows.column("utterance_id").to_pylist()]
     assert store.rows([*METADATA, "features"]).equals(rows.filter(others))
     assert not list(Path(store.root).glob("attempts/*"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_leaving_rows_early_leaves_no_thread_behind():
+    before = set(threading.enumerate())
+    with closing(room._each_row(ray.data.range(8, override_num_blocks=4))) as rows:
+        assert next(rows)["id"] in range(8)
+    assert not set(threading.enumerate()) - before
 
 
 def test_what_is_kept_comes_back():
