@@ -15,17 +15,16 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
-import pyarrow as pa
 from featurize import machine, versions  # the benchmark beside this one
 from torch import nn
 
 from ser_ray import cli, storage
 from ser_ray.console import say, show_table
-from ser_ray.emotions import LabelSet, parse_labels
+from ser_ray.emotions import parse_labels
 from ser_ray.errors import UserError
 from ser_ray.experiment import choose_rows
 from ser_ray.flags import open_store, parse_experiment
-from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, predict_logits
+from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, predict_logits, speaker_statistics
 from ser_ray.results import claim, show_epoch
 from ser_ray.search_space import settle
 from ser_ray.splits import split
@@ -45,6 +44,7 @@ AWAY = {
     "class weights over all corpora": {"balance_by": "all"},
     "no normalization by clip": {"clip_mean": "kept"},
     "normalization by clip alone": {"clip_mean": "removed"},
+    "normalization by speaker": {"speaker_norm": True},
     "no averaged weights": {"ema": 0.0},
     "no weight decay": {"weight_decay": 0.0},
     "no dropout": {"dropout": 0.0},
@@ -102,12 +102,15 @@ def main(argv: list[str]) -> None:
         folder = storage.join(storage.normalize(flags.output), name.replace(" ", "-"))
         claim(folder, changed.identity(store), shlex.join(["python", *sys.argv]))
         show = partial(show_epoch, epochs=changed.train.epochs)
-        fitted = fit(store, parts, parts.labels, changed.model, changed.train, changed.frame_augment, folder, show)
+        what = changed.model, changed.train, changed.frame_augment
+        speakers = speaker_statistics(store, changed.model)
+        fitted = fit(store, parts, parts.labels, *what, folder, show, speakers=speakers)
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]
         row = {"taken away": name, "best UAR": best["validation_uar"], "last UAR": last, "epoch": best["epoch"]}
         if len(corpora) > 1:
-            row |= score_corpora(fitted.network, held_out, corpora, parts.labels)
+            examples = Examples.from_rows(held_out, parts.labels, corpora, speakers)
+            row |= score_corpora(fitted.network, examples, corpora)
         table.append(row)
         show_table(f"{experiment.split.protocol}, fold {experiment.split.fold}, validation speakers", table)
     if flags.json:
@@ -118,9 +121,8 @@ def main(argv: list[str]) -> None:
         say(f"figures: {flags.json}")
 
 
-def score_corpora(network: nn.Module, rows: pa.Table, corpora: list[str], labels: LabelSet) -> dict[str, float]:
+def score_corpora(network: nn.Module, examples: Examples, corpora: list[str]) -> dict[str, float]:
     """Return the UAR of the best epoch's network in each corpus, and their mean."""
-    examples = Examples.from_rows(rows, labels, corpora)
     logits_NC = predict_logits(network, examples)
     uars = {}
     for group, corpus in enumerate(corpora):

@@ -121,13 +121,14 @@ def probabilities(bundle: Bundle, logits_NC: torch.Tensor) -> torch.Tensor:
 
 
 def _model_card(config: dict[str, Any]) -> str:
-    facts = config["facts"]
+    facts, normed = config["facts"], config["model"]["speaker_norm"]
     lines = [
         f"# {config['model']['model']}: emotions in speech",
         "",
         f"Tells apart: {', '.join(config['labels']['names'])}.",
         f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
         *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
+        *(["It takes several clips of each speaker, whose spectra it normalizes by speaker."] if normed else []),
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
         "",

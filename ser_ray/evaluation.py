@@ -14,8 +14,9 @@ from ser_ray import metrics, report, storage
 from ser_ray.bundle import Bundle, load
 from ser_ray.console import say
 from ser_ray.errors import UserError
+from ser_ray.inference import speaker_statistics
 from ser_ray.results import claim, read_run, refuse_finished, versions, write_run
-from ser_ray.run import predict_rows
+from ser_ray.run import SPEAKER_NORM, predict_rows
 from ser_ray.store import Store
 
 
@@ -82,14 +83,17 @@ def evaluate(
         usable &= ~applies
     if not usable.any():
         raise UserError("no clip is left to test on; choose --data with speakers that the model has not heard")
-    predictions = _together([predict_rows(bundle, store, np.flatnonzero(usable)) for bundle in bundles], labels.names)
+    indices = np.flatnonzero(usable)
+    answers = [predict_rows(bundle, store, indices, speaker_statistics(store, bundle.model)) for bundle in bundles]
+    predictions = _together(answers, labels.names)
     speakers = set(predictions["speaker_id"].to_pylist())
+    normed = any(bundle.model.speaker_norm for bundle in bundles)
     scores = {
         **metrics.score(predictions, labels.names),
         "protocol": "evaluation",
         "fold": None,
         "description": f"{'A saved model' if len(bundles) == 1 else f'{len(bundles)} saved models together'} tested on "
-        f"{len(speakers)} speakers, none of whom was heard in training.",
+        f"{len(speakers)} speakers, none of whom was heard in training.{f' {SPEAKER_NORM}' if normed else ''}",
         "notes": sorted({note for each in facts for note in each.get("notes", [])}),
         "leaks": {
             "leaky": False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,19 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ser_ray.emotions import LabelSet
-from ser_ray.store import decode
+from ser_ray.models import ModelConfig
+from ser_ray.store import Store, decode
 
 CLIPS = 64  # that a network answers at a time, at most
 FRAMES = {"cpu": 2048, "cuda": 65536}  # of theirs, padding included
 EVEN = 32  # its length is a multiple of so many frames: kernels and freed memory serve again where shapes recur
 _ROWS = 4096  # of averaged features that are copied at a time
-COLUMNS = ["utterance_id", "augmentation", "corpus", "emotion", "features"]  # of a store, that examples are made of
+# Of a store, that examples are made of.
+COLUMNS = ["utterance_id", "augmentation", "corpus", "speaker_id", "emotion", "features"]
+USUAL_STD = 15.0  # dB, that normalization by speaker gives each band: about as much as it has, so that noise still fits
+LEAST_STD = 1.0  # dB, of a speaker's band: what hardly changes is not blown up
+
+Speakers = Mapping[str, np.ndarray]  # mean and standard deviation of each band, [2, F] float32, dB, by speaker_id
 
 
 @dataclass
@@ -46,15 +52,22 @@ class Examples:
     groups: Tensor
 
     @classmethod
-    def from_rows(cls, rows: pa.Table, labels: LabelSet, corpora: Sequence[str] = ()) -> Examples:
+    def from_rows(
+        cls,
+        rows: pa.Table,
+        labels: LabelSet,
+        corpora: Sequence[str] = (),
+        speakers: Speakers | None = None,
+    ) -> Examples:
         """Take what examples are made of from store rows.
 
         Args:
-            rows: With the columns `COLUMNS`; `corpus` only if corpora are given.
+            rows: With the columns `COLUMNS`; `corpus` only if corpora are given, `speaker_id` only if speakers are.
             labels: The classes; an emotion that is not among them has the target -1.
             corpora: All there are, to know examples by their corpus.
+            speakers: What `speaker_statistics` gives, to normalize by.
         """
-        values, offsets = decode(rows.column("features"))
+        values, offsets = decode_normed(rows, speakers)
         index = {emotion: labels.index(emotion) for emotion in rows.column("emotion").unique().to_pylist()}
         targets = [-1 if index[e] is None else index[e] for e in rows.column("emotion").to_pylist()]
         digests = [hashlib.sha256(name.encode()).digest() for name in rows.column("utterance_id").to_pylist()]
@@ -107,6 +120,50 @@ class Examples:
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_B.tolist()]
         clip_BTF = pad_sequence(clips, batch_first=True)
         return functional.pad(clip_BTF, (0, 0, 0, -clip_BTF.shape[1] % EVEN)), lengths_B
+
+
+def speaker_statistics(store: Store, model: ModelConfig) -> Speakers | None:
+    """Return mean and standard deviation of each band over all frames of each speaker of a store.
+
+    None for a model that does not normalize by speaker.
+    """
+    if not model.speaker_norm:
+        return None
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    for rows in store.each(["speaker_id", "augmentation", "features"], "none"):
+        values, offsets = decode(rows.column("features"))
+        for i, speaker in enumerate(rows.column("speaker_id").to_pylist()):
+            frames = values[offsets[i] : offsets[i + 1]]
+            sums[speaker] = sums.get(speaker, 0) + sums_of(frames)
+            counts[speaker] = counts.get(speaker, 0) + len(frames)
+    return {speaker: mean_and_std(sums_2F, counts[speaker]) for speaker, sums_2F in sums.items()}
+
+
+def sums_of(frames: np.ndarray) -> np.ndarray:
+    """Return the sums of each band's values and of their squares, `[2, F]` float64."""
+    frames = frames.astype(np.float64)
+    return np.stack([frames.sum(0), np.square(frames).sum(0)])
+
+
+def mean_and_std(sums_2F: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return what `Speakers` holds of a speaker, from the sums of all frames (`sums_of`)."""
+    mean_F, square_F = sums_2F / num_frames
+    std_F = np.sqrt(np.maximum(square_F - mean_F**2, LEAST_STD**2))
+    return np.stack([mean_F, std_F]).astype(np.float32)
+
+
+def decode_normed(rows: pa.Table, speakers: Speakers | None) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the features of store rows, and normalize them by their speakers where these are given."""
+    values, offsets = decode(rows.column("features"))
+    if speakers is not None:
+        values = values.copy()
+        for i, speaker in enumerate(rows.column("speaker_id").to_pylist()):
+            mean_F, std_F = speakers[speaker]
+            frames = values[offsets[i] : offsets[i + 1]]
+            frames -= mean_F
+            frames *= USUAL_STD / std_F
+    return values, offsets
 
 
 def moments(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,8 @@ class ModelConfig:
         dropout: Dropout of `log_mel_resnet` after pooling.
         pooling: How `log_mel_resnet` pools over time: by `attention`, or by the plain `mean`; with standard deviations.
         clip_mean: Whether `log_mel_resnet` sees a clip's mean over time: `kept`, `removed`, or `both` in two channels.
+        speaker_norm: Normalize each band, for `log_mel_resnet`, by its mean and deviation over all clips of the same
+            speaker, whatever their emotions: for speakers, tested ones too, of whom there are many clips.
     """
 
     model: str = DEFAULT_MODEL
@@ -41,6 +43,7 @@ class ModelConfig:
     dropout: float = 0.3
     pooling: str = "attention"
     clip_mean: str = "both"
+    speaker_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.model not in FEATURES_OF:
@@ -53,7 +56,7 @@ class ModelConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"--{name} must be {low} to {high}, got {value}")
-        for name in ("width", "depth", "dropout", "pooling", "clip_mean"):
+        for name in ("width", "depth", "dropout", "pooling", "clip_mean", "speaker_norm"):
             if self.model == "cnn1d" and getattr(self, name) != getattr(ModelConfig, name):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} is for --model log_mel_resnet; cnn1d is as its recipe has it")

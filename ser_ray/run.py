@@ -20,13 +20,16 @@ from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment, choose_rows
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import VIEWS
-from ser_ray.inference import COLUMNS, Examples
+from ser_ray.inference import COLUMNS, Examples, Speakers, speaker_statistics
 from ser_ray.models import Ensemble
 from ser_ray.results import MADE_SPEECH, claim, refuse_finished, show_epoch, versions, write_run
 from ser_ray.splits import Split, check, split
 from ser_ray.store import Store, differences
 from ser_ray.training import fit
 
+SPEAKER_NORM = (
+    "Spectra are normalized by speaker, those of tested speakers too: by all their clips, but not their emotions."
+)
 _PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]
 
 
@@ -75,11 +78,14 @@ def run(
         )
     if before:
         description += f" Training starts from {experiment.start_from}, which heard none of the speakers tested here."
+    if experiment.model.speaker_norm:
+        description += f" {SPEAKER_NORM}"
     say(description)
     show_table("Rows", _count_rows(rows, parts))
 
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
     train, validation = chosen[parts.train], chosen[parts.validation]
+    speakers = speaker_statistics(store, experiment.model)
     starts = [network.state_dict() for network in before.networks] if before else []
     fitted = []
     for k in range(experiment.members):
@@ -91,7 +97,7 @@ def run(
         root = storage.join(run_root, f"member-{k}") if several else run_root
         tell = partial(_named, show, {"member": k} if several else {})
         start = starts[k % len(starts)] if starts else None
-        fitted.append(fit(store, in_store, labels, *configs, root, tell, share, start=start))
+        fitted.append(fit(store, in_store, labels, *configs, root, tell, share, start=start, speakers=speakers))
     train_s = time.perf_counter() - started
     networks = [one.network for one in fitted]
     network = Ensemble(networks) if several else networks[0]
@@ -99,8 +105,8 @@ def run(
     bundle.views = VIEWS if bundle.features.kind == "log_mel" else ()
     heard = _speakers(rows, parts.train) | _speakers(rows, parts.validation)
     bundle.heard_speakers = tuple(sorted(heard.union(before.heard_speakers if before else ())))
-    bundle.temperature = _fit_temperature(store, bundle, networks[0], validation)
-    predictions = predict_rows(bundle, store, chosen[parts.test])
+    bundle.temperature = _fit_temperature(store, bundle, networks[0], validation, speakers)
+    predictions = predict_rows(bundle, store, chosen[parts.test], speakers)
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
     scores = {
         **metrics.score(predictions, labels.names, seed=experiment.train.seed),
@@ -128,19 +134,20 @@ def run(
     return scores
 
 
-def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray) -> pa.Table:
+def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray, speakers: Speakers | None) -> pa.Table:
     """Predict rows of a store.
 
     Args:
         bundle: The model.
         store: Store of its features.
         indices: Indices of rows in the sorted rows of the store; their emotions are all among the bundle's labels.
+        speakers: What `speaker_statistics` gives for the store and the bundle's model.
 
     Returns:
         The table of `predictions.parquet` with a column `path` besides.
     """
     rows = store.take(indices, [*_PREDICTED, "emotion", "path", "augmentation", "features"])
-    logits_NC = answer(bundle, Examples.from_rows(rows, bundle.labels))
+    logits_NC = answer(bundle, Examples.from_rows(rows, bundle.labels, speakers=speakers))
     probabilities_NC = probabilities(bundle, logits_NC).numpy()
     names = np.array(bundle.labels.names)
     table = rows.select(_PREDICTED)
@@ -155,9 +162,11 @@ def _named(show: Callable[[dict[str, Any]], None], name: dict[str, int], epoch: 
     show(name | epoch)
 
 
-def _fit_temperature(store: Store, bundle: Bundle, network: nn.Module, validation: np.ndarray) -> float:
+def _fit_temperature(
+    store: Store, bundle: Bundle, network: nn.Module, validation: np.ndarray, speakers: Speakers | None
+) -> float:
     """Fit the temperature to what a network says of its validation rows; members that were trained on them take it."""
-    examples = Examples.from_rows(store.take(validation, COLUMNS), bundle.labels)
+    examples = Examples.from_rows(store.take(validation, COLUMNS), bundle.labels, speakers=speakers)
     return metrics.fit_temperature(answer(bundle, examples, network).numpy(), examples.targets.numpy())
 
 

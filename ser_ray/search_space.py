@@ -15,7 +15,10 @@ from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig
 
 PARTS = ("train", "model", "frame_augment")  # of an experiment, whose fields may be searched
-FIXED = ("model", "epochs", "monitor", "num_workers", "device", "precision", "compile", "memory_gb", "seed")
+FIXED = (  # of those, what is not searched; trials share rows, normalized by speaker or not
+    *("model", "speaker_norm", "epochs", "monitor", "seed"),
+    *("num_workers", "device", "precision", "compile", "memory_gb"),
+)
 
 ELSEWHERE = ("num_workers", "device", "compile", "memory_gb")  # where a training runs, not what it does
 
@@ -163,16 +166,16 @@ def settle(experiment: Experiment, values: dict[str, Any]) -> Experiment:
     """Return the experiment with some values, by flag, put in.
 
     Raises:
-        UserError: There is no such flag that can be searched, or a value makes no sense.
+        UserError: There is no such flag, or a value makes no sense.
     """
     left = dict(values)
     changed = {}
     for part in PARTS:
         config = getattr(experiment, part)
-        names = {field.name for field in fields(config)} - set(FIXED)
+        names = {field.name for field in fields(config)}
         changed[part] = replace(config, **{name: left.pop(name) for name in names & set(left)})
     if left:
-        raise UserError(f"{next(iter(left))} is no flag that can be searched")
+        raise UserError(f"{next(iter(left))} is no flag of a training")
     return replace(experiment, **changed)
 
 

@@ -30,7 +30,7 @@ from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.inference import Examples
+from ser_ray.inference import Examples, Speakers
 from ser_ray.learner import Learner, TrainConfig, best_epoch, loss_weights, part
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import Split
@@ -72,6 +72,7 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     start: dict[str, Tensor] | None = None,
     here: Workers | None = None,
+    speakers: Speakers | None = None,
 ) -> Fitted:
     """Train a network; a run of the same folder that was cut short goes on where it was.
 
@@ -91,6 +92,7 @@ def fit(
             of its features.
         here: What this process holds of the cluster, to train in it, by one worker on shared rows and without
             checkpoints; None to have workers of Ray Train.
+        speakers: What `speaker_statistics` gives for the store and the model; rows that are shared had them already.
 
     Raises:
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
@@ -101,10 +103,11 @@ def fit(
     streamed = size_gb > config.memory_gb and shared is None
     if streamed:
         say(f"Training rows: {size_gb:.3f} GB decoded, more than --memory-gb, so they are streamed")
-        shared = training_data.share_rows(store, split.validation, labels)
+        shared = training_data.share_rows(store, split.validation, labels, speakers)
     elif shared is None:
         say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
-        shared = training_data.share_rows(store, np.concatenate([split.train, split.validation]), labels)
+        both = np.concatenate([split.train, split.validation])
+        shared = training_data.share_rows(store, both, labels, speakers)
     corpora = shared.corpora
     counts = np.zeros((len(corpora), len(labels.names)), np.int64)
     for row in rows.take(split.train).group_by(["corpus", "emotion"]).aggregate([([], "count_all")]).to_pylist():
@@ -120,7 +123,8 @@ def fit(
         train=None if streamed else shared.find(split.train),
         validation=shared.find(split.validation),
         counts=counts,
-        statistics=training_data.statistics(store, split.train) if streamed else None,
+        speakers=speakers if streamed else None,
+        statistics=training_data.statistics(store, split.train, speakers) if streamed else None,
         labels=labels,
         corpora=corpora,
         model=model,
@@ -232,7 +236,8 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
     def stream(seed: int) -> Iterable[tuple[Examples, Tensor]]:
         shard = ray.train.get_dataset_shard("train")
         tables = shard.iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
-        return training_data.batches(tables, task.labels, task.corpora, task.config.batch_size, device, seed)
+        what = task.labels, task.corpora, task.config.batch_size, device, seed, task.speakers
+        return training_data.batches(tables, *what)
 
     try:
         for learner, history in epochs(

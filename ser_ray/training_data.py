@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ser_ray.emotions import LabelSet
-from ser_ray.inference import COLUMNS, Examples, moments
-from ser_ray.store import Store, choose_rows, decode, name_rows, read_shard
+from ser_ray.inference import COLUMNS, Examples, Speakers, decode_normed, moments
+from ser_ray.store import Store, choose_rows, name_rows, read_shard
 
 BUFFER = 2048  # rows that a worker shuffles at a time
 CPUS = 0.5  # that reading shards takes
@@ -43,10 +43,10 @@ class Shared:
         return np.searchsorted(self.indices, indices)
 
 
-def share_rows(store: Store, indices: np.ndarray, labels: LabelSet) -> Shared:
-    """Read some rows of a store, once for all workers and trainings."""
+def share_rows(store: Store, indices: np.ndarray, labels: LabelSet, speakers: Speakers | None = None) -> Shared:
+    """Read some rows of a store, once for all workers and trainings, normalized by speakers where these are given."""
     indices, corpora = np.unique(indices), corpora_of(store)
-    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora)
+    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora, speakers)
     return Shared(ray.put(examples.arrays()), indices, corpora)
 
 
@@ -84,6 +84,7 @@ def batches(
     batch_size: int,
     device: torch.device,
     seed: int | None = None,
+    speakers: Speakers | None = None,
 ) -> Iterator[tuple[Examples, Tensor]]:
     """Yield the batches of one epoch of a worker: examples, and the indices of the batch in them.
 
@@ -94,10 +95,11 @@ def batches(
         batch_size: Rows per batch, at most; all batches of a buffer are about equal.
         device: Where to put the examples.
         seed: Of the order within each buffer; None keeps the order of the shards.
+        speakers: What `Examples.from_rows` takes.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for table in tables:
-        examples = Examples.from_rows(table, labels, corpora).to(device)
+        examples = Examples.from_rows(table, labels, corpora, speakers).to(device)
         count = len(examples)
         if count < 2:  # batch statistics need several clips
             continue
@@ -106,9 +108,9 @@ def batches(
             yield examples, index_B
 
 
-def statistics(store: Store, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+def statistics(store: Store, indices: np.ndarray, speakers: Speakers | None = None) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each feature over the frames of some rows, reading shard by shard."""
     wanted = name_rows(store.rows(["utterance_id", "augmentation"]).take(indices))
-    shards = (choose_rows(rows, wanted) for rows in store.each(["utterance_id", "augmentation", "features"]))
-    parts = (torch.tensor(decode(rows.column("features"))[0]).double() for rows in shards if rows.num_rows)
+    shards = (choose_rows(rows, wanted) for rows in store.each(COLUMNS))
+    parts = (torch.tensor(decode_normed(rows, speakers)[0]).double() for rows in shards if rows.num_rows)
     return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)

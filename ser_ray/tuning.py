@@ -31,6 +31,7 @@ from ser_ray.console import say, watch
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment, inner_splits
+from ser_ray.inference import speaker_statistics
 from ser_ray.results import claim, refuse_finished
 from ser_ray.run import run
 from ser_ray.search_space import Space, TuneConfig, flags_of, settle
@@ -139,7 +140,8 @@ def _run_trials(
     concurrent = min(config.max_concurrent or room, room, config.num_samples)
     # A trial of one worker is that worker; one of several waits for them.
     here = plan_workers(wish.num_workers, wish.device, concurrent) if config.workers_per_trial == 1 else None
-    shared = share_rows(store, np.concatenate([np.union1d(s.train, s.validation) for s in splits]), labels)
+    rows = np.concatenate([np.union1d(s.train, s.validation) for s in splits])
+    shared = share_rows(store, rows, labels, speaker_statistics(store, experiment.model))
     epochs = experiment.train.epochs * len(splits)
     say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
     brake = Brake.remote()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ser_ray.emotions import LabelSet
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import Examples
+from ser_ray.inference import Examples, Speakers
 from ser_ray.learner import Learner, TrainConfig, deal, is_over
 from ser_ray.models import ModelConfig, adopt, build
 
@@ -37,6 +37,7 @@ class Task:
         train: Indices of training rows among the worker's; None where they are streamed.
         validation: Indices of validation rows among them; none to train all epochs and keep the last.
         counts: Number of training rows of each corpus of the store and each class, `[G, C]`.
+        speakers: By whom streamed rows are to be normalized; None where they need not be, or are already.
         statistics: Mean and standard deviation of the training features; None to compute them from the rows.
         labels: The classes.
         corpora: Those of the store.
@@ -52,6 +53,7 @@ class Task:
     train: np.ndarray | None
     validation: np.ndarray
     counts: np.ndarray
+    speakers: Speakers | None
     statistics: tuple[Tensor, Tensor] | None
     labels: LabelSet
     corpora: list[str]

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ser_ray import bundle, experiment, metrics, run
+from ser_ray import bundle, evaluation, experiment, metrics, run
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import VIEWS
-from ser_ray.inference import COLUMNS, Examples, predict_logits
+from ser_ray.inference import COLUMNS, Examples, predict_logits, speaker_statistics
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.results import claim, show_scores
@@ -64,7 +64,7 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
     from ser_ray.splits import split
 
     parts = split(rows, model.labels, SplitConfig())
-    table = run.predict_rows(model, made_store, chosen[parts.test])
+    table = run.predict_rows(model, made_store, chosen[parts.test], None)
     before = pq.read_table(f"{root}/predictions.parquet")
     assert table.column("utterance_id").equals(before.column("utterance_id"))
     np.testing.assert_allclose(
@@ -85,7 +85,7 @@ def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answ
     from ser_ray.splits import split
 
     parts = split(rows, model.labels, SplitConfig())
-    table = run.predict_rows(model, made_store, chosen[parts.test])
+    table = run.predict_rows(model, made_store, chosen[parts.test], None)
     before = pq.read_table(tmp_path / "run" / "predictions.parquet")
     np.testing.assert_allclose(
         np.stack(table["probabilities"].to_pylist()), np.stack(before["probabilities"].to_pylist()), 1e-6
@@ -161,6 +161,38 @@ def test_labels_and_corpora_are_chosen(made_store, tmp_path):
     assert set(scores["per_corpus"]) == {"crema_d", "ravdess"}
     with pytest.raises(UserError, match="--corpus emodb: not in the store, which holds crema_d, ravdess, savee, tess"):
         run.run(made_store, todo(corpus=("emodb",)), str(tmp_path / "other"), "")
+
+
+def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tmp_path):
+    wish = todo(corpus=("tess", "savee"), labels=("happy", "sad", "angry"))
+    wish = dataclasses.replace(wish, model=ModelConfig(width=4, speaker_norm=True))
+    root = str(tmp_path / "run")
+    scores = run.run(made_frames, wish, root, "")
+    assert "normalized by speaker" in scores["description"]
+    model = bundle.load(root)
+    rows = made_frames.rows(COLUMNS)
+    speakers = speaker_statistics(made_frames, model.model)
+    examples = Examples.from_rows(rows, model.labels, speakers=speakers)
+    speaker_of = np.repeat(np.array(rows["speaker_id"].to_pylist()), examples.offsets.diff().numpy())
+    for speaker in speakers:
+        frames = examples.values[speaker_of == speaker].double()
+        assert frames.mean(0).abs().max() < 1e-3
+        torch.testing.assert_close(frames.std(0, correction=0), torch.full((64,), 15.0).double(), rtol=1e-3, atol=0)
+    # What training heard shows in the statistics by which it standardizes.
+    from ser_ray.splits import split
+
+    found, chosen = experiment.choose_rows(made_frames, wish)
+    parts = split(found, model.labels, SplitConfig())
+    mean_F, _ = examples.statistics(torch.from_numpy(chosen[parts.train]))
+    assert torch.allclose(model.network.standardize.mean_F, mean_F.float(), atol=1e-4)
+    before = pq.read_table(f"{root}/predictions.parquet")
+    logits_NC = bundle.answer(model, examples.take(torch.from_numpy(chosen[parts.test])))
+    np.testing.assert_allclose(
+        bundle.probabilities(model, logits_NC).numpy(), np.stack(before["probabilities"].to_pylist()), atol=1e-6
+    )
+    scores = evaluation.evaluate([model], made_frames, str(tmp_path / "again"), "")
+    assert "normalized by speaker" in scores["description"]
+    assert speaker_statistics(made_frames, ModelConfig()) is None
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])

@@ -14,7 +14,7 @@ from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import COLUMNS, Examples
+from ser_ray.inference import COLUMNS, Examples, speaker_statistics
 from ser_ray.learner import Learner, TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import SplitConfig, split
@@ -106,13 +106,18 @@ def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
         train(made_store, tmp_path, epochs=3, learning_rate=1e30)
 
 
-@pytest.mark.parametrize("network", [ModelConfig("cnn1d"), ModelConfig(width=4)], ids=lambda config: config.model)
+@pytest.mark.parametrize(
+    "network",
+    [ModelConfig("cnn1d"), ModelConfig(width=4), ModelConfig(width=4, speaker_norm=True)],
+    ids=lambda config: f"{config.model}-{config.speaker_norm}",
+)
 def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames, network):
     """In the order of the shards, without shuffling; the statistics that standardize them agree too."""
     store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[network.model]
     parts, corpora = split(store.rows(), LabelSet(), SplitConfig()), corpora_of(store)
     rows = store.rows(COLUMNS).take(parts.train)
-    in_memory = Examples.from_rows(rows, LabelSet(), corpora)
+    speakers = speaker_statistics(store, network)
+    in_memory = Examples.from_rows(rows, LabelSet(), corpora, speakers)
     dataset = stream_rows(store, parts.train, shuffle=False)
     names = [(row["utterance_id"], row["augmentation"]) for row in dataset.iter_rows()]
     wanted = list(zip(rows["utterance_id"].to_pylist(), rows["augmentation"].to_pylist(), strict=True))
@@ -126,7 +131,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     def losses(source):
         torch.manual_seed(0)
         model = build(network, features.num_features, 8)
-        model.standardize.set(*training_data.statistics(store, parts.train))
+        model.standardize.set(*training_data.statistics(store, parts.train, speakers))
         augment = None
         if features.kind == "log_mel":
             augment = FrameAugment(FrameAugmentConfig(), features, model.standardize.mean_F.clone(), 0)
@@ -138,10 +143,11 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     def buffers():
         return dataset.iterator().iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
 
-    streamed = losses(lambda: training_data.batches(buffers(), LabelSet(), corpora, 16, torch.device("cpu")))
+    what = LabelSet(), corpora, 16, torch.device("cpu"), None, speakers
+    streamed = losses(lambda: training_data.batches(buffers(), *what))
     assert streamed == pytest.approx(there, rel=1e-6)
-    mean_F, std_F = training_data.statistics(store, parts.train)
-    assert torch.allclose(mean_F, in_memory.values.double().mean(0))
+    mean_F, std_F = training_data.statistics(store, parts.train, speakers)
+    assert torch.allclose(mean_F, in_memory.values.double().mean(0), atol=1e-6)
     assert torch.allclose(std_F, in_memory.values.double().std(0, correction=0))
 
 

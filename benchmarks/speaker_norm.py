@@ -1,0 +1,109 @@
+"""How many clips of a speaker a model needs that normalizes by speaker.
+
+    python benchmarks/speaker_norm.py --run runs/first --store stores/... --json speaker_norm.json
+
+Answers again for the clips that a finished run tested, of one fold or of all. Each is normalized by itself and some
+more clips of its speaker, drawn from all of them; at last by all there are, as in the run. And by as many of its own
+emotion alone: of speakers who are known in one mood, what is theirs and what is the mood's look the same.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from featurize import machine, versions  # the benchmark beside this one
+
+from ser_ray import cli, storage
+from ser_ray.bundle import Bundle, answer, load
+from ser_ray.console import say, show_table
+from ser_ray.errors import UserError
+from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, mean_and_std, sums_of
+from ser_ray.results import read_run
+from ser_ray.store import Store, decode
+
+CLIPS = (1, 2, 5, 10, 20)  # that are known of a speaker, and then all
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        run: A finished run with --speaker-norm, or one of all folds.
+        store: The feature store that it used.
+        json: File for the figures; none is written when empty.
+    """
+
+    run: str = ""
+    store: str = ""
+    json: str = ""
+
+
+def main(argv: list[str]) -> None:
+    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    if not flags.run or not flags.store:
+        raise UserError("--run or --store is missing: name a finished run and the feature store that it used")
+    scores, _ = read_run(flags.run)
+    folds = range(len(scores["folds"])) if scores["fold"] == "all" else None
+    roots = [flags.run] if folds is None else [storage.join(flags.run, f"fold-{fold}") for fold in folds]
+    store = Store(storage.normalize(flags.store))
+    where = {name: i for i, name in enumerate(store.rows()["utterance_id"].to_pylist())}
+    logits, targets = {}, []
+    for root in roots:
+        model, (_, tested) = load(root), read_run(root)
+        if not model.model.speaker_norm:
+            raise UserError(f"{root} was not trained with --speaker-norm")
+        rows = store.take(np.array([where[name] for name in tested["utterance_id"].to_pylist()]), COLUMNS)
+        targets.append(torch.tensor([model.labels.index(emotion) for emotion in rows["emotion"].to_pylist()]))
+        for count in (*CLIPS, len(where)):
+            for column in ("speaker_id", "emotion"):
+                logits.setdefault((count, column), []).append(answer_knowing(model, rows, count, column))
+        say(f"{root}: {rows.num_rows} clips")
+    table = []
+    for count in (*CLIPS, len(where)):
+        row: dict[str, Any] = {"clips of the speaker": count if count in CLIPS else "all"}
+        for column, name in (("speaker_id", "of all emotions"), ("emotion", "of one emotion")):
+            row[name] = accuracy_and_uar(torch.cat(logits[count, column]), torch.cat(targets))[1].item()
+        table.append(row)
+    show_table("UAR", table)
+    if flags.json:
+        facts = {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "machine": machine()}
+        storage.write_json(flags.json, {**facts, "rows": table})
+
+
+def answer_knowing(model: Bundle, rows: pa.Table, count: int, column: str) -> torch.Tensor:
+    """Return the logits `[N, C]` for clips, each normalized by itself and others of its speaker.
+
+    Args:
+        model: Answers.
+        rows: The clips, with `COLUMNS`.
+        count: How many clips are known, or all where there are fewer.
+        column: `emotion` to know those of the same emotion only.
+    """
+    values, offsets = decode(rows["features"])
+    sums = [sums_of(values[begin:end]) for begin, end in pairwise(offsets)]
+    groups: dict[Sequence[str], list[int]] = {}
+    kinds = list(zip(rows["speaker_id"].to_pylist(), rows[column].to_pylist(), strict=True))
+    for i, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(i)
+    generator, lengths = np.random.default_rng(SEED), np.diff(offsets)
+    names, known = rows["utterance_id"].to_pylist(), {}
+    for i, kind in enumerate(kinds):
+        others = generator.permutation([j for j in groups[kind] if j != i])[: count - 1].astype(int)
+        chosen = [i, *others.tolist()]
+        known[names[i]] = mean_and_std(sum(sums[j] for j in chosen), int(lengths[chosen].sum()))
+    alone = rows.set_column(rows.column_names.index("speaker_id"), "speaker_id", rows["utterance_id"])
+    return answer(model, Examples.from_rows(alone, model.labels, speakers=known))
+
+
+if __name__ == "__main__":
+    cli.run(main)
