@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
         claim(folder, changed.identity(store), shlex.join(["python", *sys.argv]))
         show = partial(show_epoch, epochs=changed.train.epochs)
         what = changed.model, changed.train, changed.frame_augment
-        speakers = speaker_statistics(store, changed.model)
+        speakers = speaker_statistics(store, changed.model, changed.corpus)
         fitted = fit(store, parts, parts.labels, *what, folder, show, speakers=speakers)
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]

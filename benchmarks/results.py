@@ -1,6 +1,6 @@
 """Write `docs/results.md` from the `metrics.json` files of finished runs.
 
-    python benchmarks/results.py --runs runs/crema_d runs/emobox --ablation ablation.json
+    python benchmarks/results.py --runs runs/crema_d runs/emobox --tables ablation.json speaker_norm.json
 
 What the page needs of each run is kept beside it, in `docs/results/`, so that runs may come from several machines and
 days: the same experiment done again takes the place of its older run. Nothing in the page is written by hand but its
@@ -33,7 +33,7 @@ much other speech; everything below is trained from scratch on the corpora alone
 recognize the intended emotion in about 60 % of RAVDESS clips, 41 % of CREMA-D, 82 % of TESS and 67 % of SAVEE.
 """
 
-ABLATION = "ablation-"  # how names of their files begin, beside those of the runs
+ABLATION, KNOWN = "ablation-", "known-"  # how names of their files begin, beside those of the runs
 
 INTRO = """\
 # Results
@@ -91,6 +91,15 @@ The notebook protocol splits rows at random after augmentation. Most of its test
 same clip with noise or stretched, and every speaker and sentence is shared. Same features, same network, other split:
 """
 
+SPEAKER_NORM = "python benchmarks/speaker_norm.py --run RUN --store STORE"
+
+WITH_SPEAKERS = """\
+## How many clips of a speaker normalization takes
+
+Networks trained with `--speaker-norm` answer for a clip that is normalized by itself and some other clips of its
+speaker: drawn from all emotions, or from its own emotion alone.
+"""
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -98,12 +107,12 @@ class Flags:
 
     Attributes:
         runs: Folders of finished runs to add.
-        ablation: Files that `benchmarks/ablation.py --json` wrote, to add.
+        tables: Files that `benchmarks/ablation.py --json` and `benchmarks/speaker_norm.py --json` wrote, to add.
         output: The page to write; the figures of its runs lie in a folder of the same name.
     """
 
     runs: tuple[str, ...] = ()
-    ablation: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     output: str = "docs/results.md"
 
 
@@ -113,17 +122,19 @@ def main(argv: list[str]) -> None:
     for place in values["runs"]:
         run = figures(read_run(place)[0])
         storage.write_json(storage.join(folder, f"{file_name(run)}.json"), run)
-    for place in values["ablation"]:
+    for place in values["tables"]:
         table = storage.read_json(place)
-        table["command"] = without_places(table["command"])
+        kind = ABLATION if "epochs" in table else KNOWN
+        table["command"] = without_places(table["command"]) if kind == ABLATION else SPEAKER_NORM
         words = [*table["corpora"], table["protocol"], "fold", table["fold"]]
-        storage.write_json(storage.join(folder, f"{ABLATION}{'-'.join(map(str, words))}.json"), table)
+        storage.write_json(storage.join(folder, f"{kind}{'-'.join(map(str, words))}.json"), table)
     names = [name for name in storage.list_names(folder) if name.endswith(".json")]
     files = {name: storage.read_json(storage.join(folder, name)) for name in names}
-    runs = sorted((run for name, run in files.items() if not name.startswith(ABLATION)), key=rank)
+    runs = sorted((run for name, run in files.items() if not name.startswith((ABLATION, KNOWN))), key=rank)
     if not runs:
         raise UserError("--runs is missing: name the folders of finished runs")
     tables = sorted((t for name, t in files.items() if name.startswith(ABLATION)), key=lambda t: len(t["corpora"]))
+    known = [table for name, table in files.items() if name.startswith(KNOWN)]
     parts = [
         INTRO,
         "## Published numbers\n",
@@ -133,6 +144,8 @@ def main(argv: list[str]) -> None:
         *([DIFFERENCE, overview([run for run in runs if is_notebook(run)])] if any(map(is_leaky, runs)) else []),
         *(["## What each part is worth\n"] if tables else []),
         *map(ablation, tables),
+        *([WITH_SPEAKERS] if known else []),
+        *map(known_clips, known),
         "## Each run\n",
         *map(section, runs),
     ]
@@ -166,7 +179,8 @@ def file_name(run: dict[str, Any]) -> str:
     """Return a name that tells experiments apart."""
     config = run["config"]
     labels = [] if config["labels"] in (["all"], ("all",)) else config["labels"]
-    kind = [word for word, true in (("masks", has_masks(run)), ("started", has_start(run))) if true]
+    kinds = ("speaker-norm", has_speaker_norm(run)), ("masks", has_masks(run)), ("started", has_start(run))
+    kind = [word for word, true in kinds if true]
     words = [config["model"]["model"], *kind, run["protocol"], *config["corpus"], *labels, f"fold-{run['fold']}"]
     return "-".join(map(str, words)).replace("_", "-").replace("=", "-").replace(", ", "-")
 
@@ -185,6 +199,11 @@ def is_leaky(run: dict[str, Any]) -> bool:
 def is_notebook(run: dict[str, Any]) -> bool:
     """Tell whether a run shows what the notebook's network is worth."""
     return run["config"]["model"]["model"] == "cnn1d" and run["protocol"] in ("notebook", "speaker-independent")
+
+
+def has_speaker_norm(run: dict[str, Any]) -> bool:
+    """Tell whether spectra were normalized by speaker."""
+    return run["config"]["model"].get("speaker_norm", False)  # older runs do not say
 
 
 def has_masks(run: dict[str, Any]) -> bool:
@@ -231,6 +250,23 @@ def ablation(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def known_clips(figures: dict[str, Any]) -> str:
+    """Return the table of what normalization by speaker is worth with few clips of each."""
+    columns = [name for name in figures["rows"][0] if name != "clips of the speaker"]
+    lines = [
+        f"### {', '.join(figures['corpora'])}\n",
+        f"The clips tested by the run of {figures['protocol']}, fold {figures['fold']}; UAR.\n",
+        f"```bash\n{figures['command']}\n```\n",
+        f"| clips known of a speaker | {' | '.join(columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+        *(
+            f"| {row['clips of the speaker']} | {' | '.join(percent(row[c]) for c in columns)} |"
+            for row in figures["rows"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def section(run: dict[str, Any]) -> str:
     """Return what is to be known of one run."""
     corpora = "+".join(run["config"]["corpus"]) or "pooled"
@@ -266,8 +302,8 @@ def model(run: dict[str, Any]) -> str:
     """Return the model, how many of it answer together, and how they were trained where that is not as usual."""
     members = run["config"].get("members", 1)  # older runs have one
     several = f" × {members}" if members > 1 else ""
-    kind = (", masks" if has_masks(run) else "") + (", started" if has_start(run) else "")
-    return run["config"]["model"]["model"] + several + kind
+    kinds = ("by speaker", has_speaker_norm(run)), ("masks", has_masks(run)), ("started", has_start(run))
+    return ", ".join([run["config"]["model"]["model"] + several, *(word for word, true in kinds if true)])
 
 
 def name(run: dict[str, Any]) -> str:

@@ -76,7 +76,8 @@ def main(argv: list[str]) -> None:
         table.append(row)
     show_table("UAR", table)
     if flags.json:
-        facts = {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "machine": machine()}
+        facts = {"protocol": scores["protocol"], "fold": scores["fold"], "corpora": sorted(scores["per_corpus"])}
+        facts |= {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "machine": machine()}
         storage.write_json(flags.json, {**facts, "rows": table})
 
 

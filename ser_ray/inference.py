@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from ser_ray.console import say
 from ser_ray.emotions import LabelSet
 from ser_ray.models import ModelConfig
 from ser_ray.store import Store, decode
@@ -27,7 +30,8 @@ EVEN = 32  # its length is a multiple of so many frames: kernels and freed memor
 _ROWS = 4096  # of averaged features that are copied at a time
 # Of a store, that examples are made of.
 COLUMNS = ["utterance_id", "augmentation", "corpus", "speaker_id", "emotion", "features"]
-USUAL_STD = 15.0  # dB, that normalization by speaker gives each band: about as much as it has, so that noise still fits
+USUAL_STD = 15.0  # dB, that normalization by speaker gives each band: near the 12 of speech, for noise to stay noise
+FEW = 10  # clips of a speaker; with fewer, normalization by speaker does more harm than good (docs/results.md)
 LEAST_STD = 1.0  # dB, of a speaker's band: what hardly changes is not blown up
 
 Speakers = Mapping[str, np.ndarray]  # mean and standard deviation of each band, [2, F] float32, dB, by speaker_id
@@ -122,22 +126,34 @@ class Examples:
         return functional.pad(clip_BTF, (0, 0, 0, -clip_BTF.shape[1] % EVEN)), lengths_B
 
 
-def speaker_statistics(store: Store, model: ModelConfig) -> Speakers | None:
+def speaker_statistics(store: Store, model: ModelConfig, corpora: Sequence[str] = ()) -> Speakers | None:
     """Return mean and standard deviation of each band over all frames of each speaker of a store.
 
-    None for a model that does not normalize by speaker.
+    Speakers of few clips are counted on the screen.
+
+    Args:
+        store: Complete feature store.
+        model: None is returned for one that does not normalize by speaker.
+        corpora: Those whose speakers are wanted; all when empty.
     """
     if not model.speaker_norm:
         return None
     sums: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
-    for rows in store.each(["speaker_id", "augmentation", "features"], "none"):
+    frames_of: Counter[str] = Counter()
+    clips_of: Counter[str] = Counter()
+    for rows in store.each(["corpus", "speaker_id", "augmentation", "features"], "none"):
+        if corpora:
+            rows = rows.filter(pc.is_in(rows["corpus"], pa.array(corpora)))
         values, offsets = decode(rows.column("features"))
         for i, speaker in enumerate(rows.column("speaker_id").to_pylist()):
             frames = values[offsets[i] : offsets[i + 1]]
             sums[speaker] = sums.get(speaker, 0) + sums_of(frames)
-            counts[speaker] = counts.get(speaker, 0) + len(frames)
-    return {speaker: mean_and_std(sums_2F, counts[speaker]) for speaker, sums_2F in sums.items()}
+            frames_of[speaker] += len(frames)
+            clips_of[speaker] += 1
+    if few := sorted(speaker for speaker, count in clips_of.items() if count < FEW):
+        words = f"Speakers with fewer than {FEW} clips, too few to normalize by: {len(few)} of {len(sums)}"
+        say(f"{words}, such as {few[0]}")
+    return {speaker: mean_and_std(sums_2F, frames_of[speaker]) for speaker, sums_2F in sums.items()}
 
 
 def sums_of(frames: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ def run(
 
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
     train, validation = chosen[parts.train], chosen[parts.validation]
-    speakers = speaker_statistics(store, experiment.model)
+    speakers = speaker_statistics(store, experiment.model, experiment.corpus)
     starts = [network.state_dict() for network in before.networks] if before else []
     fitted = []
     for k in range(experiment.members):

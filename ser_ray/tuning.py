@@ -141,7 +141,7 @@ def _run_trials(
     # A trial of one worker is that worker; one of several waits for them.
     here = plan_workers(wish.num_workers, wish.device, concurrent) if config.workers_per_trial == 1 else None
     rows = np.concatenate([np.union1d(s.train, s.validation) for s in splits])
-    shared = share_rows(store, rows, labels, speaker_statistics(store, experiment.model))
+    shared = share_rows(store, rows, labels, speaker_statistics(store, experiment.model, experiment.corpus))
     epochs = experiment.train.epochs * len(splits)
     say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
     brake = Brake.remote()

@@ -163,7 +163,7 @@ def test_labels_and_corpora_are_chosen(made_store, tmp_path):
         run.run(made_store, todo(corpus=("emodb",)), str(tmp_path / "other"), "")
 
 
-def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tmp_path):
+def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tmp_path, capsys):
     wish = todo(corpus=("tess", "savee"), labels=("happy", "sad", "angry"))
     wish = dataclasses.replace(wish, model=ModelConfig(width=4, speaker_norm=True))
     root = str(tmp_path / "run")
@@ -173,6 +173,7 @@ def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tm
     rows = made_frames.rows(COLUMNS)
     speakers = speaker_statistics(made_frames, model.model)
     examples = Examples.from_rows(rows, model.labels, speakers=speakers)
+    assert set(speakers) > set(speaker_statistics(made_frames, model.model, wish.corpus))
     speaker_of = np.repeat(np.array(rows["speaker_id"].to_pylist()), examples.offsets.diff().numpy())
     for speaker in speakers:
         frames = examples.values[speaker_of == speaker].double()
@@ -190,6 +191,7 @@ def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tm
     np.testing.assert_allclose(
         bundle.probabilities(model, logits_NC).numpy(), np.stack(before["probabilities"].to_pylist()), atol=1e-6
     )
+    assert "fewer than 10 clips, too few to normalize by: 4 of 6, such as savee_dc" in capsys.readouterr().out
     scores = evaluation.evaluate([model], made_frames, str(tmp_path / "again"), "")
     assert "normalized by speaker" in scores["description"]
     assert speaker_statistics(made_frames, ModelConfig()) is None
