@@ -43,9 +43,9 @@ Written by `benchmarks/results.py` from the `metrics.json` of the runs below; th
 emotions and 16.7 for CREMA-D's six. Intervals are 95 % bootstrap intervals that draw speakers, so they say how far the
 score would move with other people (with two speakers, as in TESS, they say little). Early stopping, learning rate and
 temperature look at validation speakers only. Test speakers were looked at once for each network that was ready to be
-tested: those of RAVDESS three times within the corpus (one network without the second input channel: 68.7; and the
-two runs below); those of CREMA-D five times (before the two runs below, that network: 58.1; two members of an earlier
-kind: 59.1; and with masks: 60.3). Networks trained on all corpora were tested besides on RAVDESS's twice, by each protocol
+tested: those of RAVDESS three times within the corpus (one network without the second input channel: 68.7; and the two
+runs below); those of CREMA-D five times (before the two runs below, that network: 58.1; two members of an earlier kind:
+59.1; and with masks: 60.3). Networks trained on all corpora were tested besides on RAVDESS's twice, by each protocol
 once, and on three of five folds of CREMA-D's and TESS's once. None of these results was used to choose anything.
 
 `cnn1d` is the network of the widely copied notebook on its 162 averaged features, `log_mel_resnet` ours on log-mel
@@ -59,13 +59,14 @@ What has masks is of before. On tested speakers CREMA-D gained by leaving them o
 (`python jobs/evaluate.py --compare RUN RUN`): trained in two ways they err on different clips, as pairs of them did on
 validation speakers. No other combination was looked at.
 
-"By speaker" (`--speaker-norm`) is another task than the other rows. Each mel band is normalized by its mean and standard
-deviation over all clips of the same speaker, of tested speakers too: their emotions are not looked at, but their other
-clips are, and here everybody speaks in every emotion about equally often, which recordings of life do not promise. It
-answers what a network is worth on people of whom many clips are known, of mixed emotions; a table below says what
-it is worth with fewer. On validation speakers of one fold of CREMA-D, one network, it was far better than without, on
-those of one of RAVDESS hardly; removing the mean alone helped less on CREMA-D and more on RAVDESS. Tested speakers were looked at once. Targets of training softened by networks that had not heard the speaker, and more
-label smoothing, were tried on the same fold of CREMA-D and left.
+"By speaker" (`--speaker-norm`) is another task than the other rows. Each mel band is normalized by its mean and
+standard deviation over all clips of the same speaker, of tested speakers too: their emotions are not looked at, but
+their other clips are, and here everybody speaks in every emotion about equally often, which recordings of life do not
+promise. It answers what a network is worth on people of whom many clips are known, of mixed emotions; a table below
+says what it is worth with fewer. On validation speakers of one fold of CREMA-D, one network, it was far better than
+without, on those of one of RAVDESS hardly; removing the mean alone helped less on CREMA-D and more on RAVDESS. Tested
+speakers were looked at once. Targets of training softened by networks that had not heard the speaker, and more label
+smoothing, were tried on the same fold of CREMA-D and left.
 
 Tried on validation speakers of two folds of RAVDESS, one network each, and left: training steps that hear 2 s or 4 s of
 a clip instead of 3 s, 128 bands of 128 ms frames, self-attention over time, random filters; and a start from a network
