@@ -262,9 +262,10 @@ def ablation(figures: dict[str, Any]) -> str:
 def known_clips(figures: dict[str, Any]) -> str:
     """Return the table of what normalization by speaker is worth with few clips of each."""
     columns = [name for name in figures["rows"][0] if name != "clips of the speaker"]
+    which = "all folds" if figures["fold"] == "all" else f"fold {figures['fold']}"
     lines = [
         f"### {', '.join(figures['corpora'])}\n",
-        f"The clips tested by the run of {figures['protocol']}, fold {figures['fold']}; UAR.\n",
+        f"The clips tested by a run of {figures['protocol']}, {which}; UAR.\n",
         f"```bash\n{figures['command']}\n```\n",
         f"| clips known of a speaker | {' | '.join(columns)} |",
         "|---" * (1 + len(columns)) + "|",

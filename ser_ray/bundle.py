@@ -128,7 +128,7 @@ def _model_card(config: dict[str, Any]) -> str:
         f"Tells apart: {', '.join(config['labels']['names'])}.",
         f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
         *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
-        *(["It takes several clips of each speaker, whose spectra it normalizes by speaker."] if normed else []),
+        *(["It normalizes by speaker: it takes ten or more clips of each, of mixed emotions."] if normed else []),
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
         "",

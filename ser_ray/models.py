@@ -33,8 +33,8 @@ class ModelConfig:
         dropout: Dropout of `log_mel_resnet` after pooling.
         pooling: How `log_mel_resnet` pools over time: by `attention`, or by the plain `mean`; with standard deviations.
         clip_mean: Whether `log_mel_resnet` sees a clip's mean over time: `kept`, `removed`, or `both` in two channels.
-        speaker_norm: Normalize each band, for `log_mel_resnet`, by its mean and deviation over all clips of the same
-            speaker, whatever their emotions: for speakers, tested ones too, of whom there are many clips.
+        speaker_norm: Normalize the bands of `log_mel_resnet` by their mean and standard deviation over all clips of the
+            same speaker, without a look at emotions. Tested speakers too need ten clips or more, of mixed emotions.
     """
 
     model: str = DEFAULT_MODEL
