@@ -65,8 +65,8 @@ their other clips are, and here everybody speaks in every emotion about equally 
 promise. It answers what a network is worth on people of whom many clips are known, of mixed emotions; a table below
 says what it is worth with fewer. On validation speakers of one fold of CREMA-D, one network, it was far better than
 without, on those of one of RAVDESS hardly; removing the mean alone helped less on CREMA-D and more on RAVDESS. Tested
-speakers were looked at once. Targets of training softened by networks that had not heard the speaker, and more label
-smoothing, were tried on the same fold of CREMA-D and left.
+speakers were looked at once, and by the same networks for that table. Targets of training softened by networks that had
+not heard the speaker, and more label smoothing, were tried on the same fold of CREMA-D and left.
 
 Tried on validation speakers of two folds of RAVDESS, one network each, and left: training steps that hear 2 s or 4 s of
 a clip instead of 3 s, 128 bands of 128 ms frames, self-attention over time, random filters; and a start from a network

@@ -30,7 +30,7 @@ EVEN = 32  # its length is a multiple of so many frames: kernels and freed memor
 _ROWS = 4096  # of averaged features that are copied at a time
 # Of a store, that examples are made of.
 COLUMNS = ["utterance_id", "augmentation", "corpus", "speaker_id", "emotion", "features"]
-USUAL_STD = 15.0  # dB, that normalization by speaker gives each band: near the 12 of speech, for noise to stay noise
+USUAL_STD = 15.0  # dB, that normalization by speaker gives each band: about that of speech, for noise to stay noise
 FEW = 10  # clips of a speaker; with fewer, normalization by speaker does more harm than good (docs/results.md)
 LEAST_STD = 1.0  # dB, of a speaker's band: what hardly changes is not blown up
 
