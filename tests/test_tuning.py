@@ -87,8 +87,9 @@ def test_settings_go_where_they_belong():
     todo = settle(Experiment(), {"learning_rate": 0.5, "width": 8, "gain": 1.0})
     assert (todo.train.learning_rate, todo.model.width, todo.frame_augment.gain) == (0.5, 8, 1.0)
     assert todo.frame_augment.pitch == FrameAugmentConfig().pitch
-    with pytest.raises(UserError, match="device is no flag that can be searched"):
-        settle(Experiment(), {"device": "cuda"})
+    assert settle(Experiment(), {"speaker_norm": True}).model.speaker_norm  # as best.json may have it
+    with pytest.raises(UserError, match="colour is no flag of a training"):
+        settle(Experiment(), {"colour": "red"})
 
 
 def test_a_training_is_told_by_the_flags_that_are_not_as_usual():
