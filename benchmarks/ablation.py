@@ -24,11 +24,12 @@ from ser_ray.emotions import parse_labels
 from ser_ray.errors import UserError
 from ser_ray.experiment import choose_rows
 from ser_ray.flags import open_store, parse_experiment
-from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, predict_logits, speaker_statistics
+from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, predict_logits
 from ser_ray.results import claim, show_epoch
 from ser_ray.search_space import settle
 from ser_ray.splits import split
 from ser_ray.training import fit
+from ser_ray.training_data import speakers_of
 
 AWAY = {
     "all of it": {},
@@ -103,7 +104,7 @@ def main(argv: list[str]) -> None:
         claim(folder, changed.identity(store), shlex.join(["python", *sys.argv]))
         show = partial(show_epoch, epochs=changed.train.epochs)
         what = changed.model, changed.train, changed.frame_augment
-        speakers = speaker_statistics(store, changed.model, changed.corpus)
+        speakers = speakers_of(store, parts.train, changed)
         fitted = fit(store, parts, parts.labels, *what, folder, show, speakers=speakers)
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]

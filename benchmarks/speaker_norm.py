@@ -1,17 +1,17 @@
-"""How many clips of a speaker a model needs that normalizes by speaker.
+"""What a model that normalizes by speaker is worth with few clips of each, with many, and with none.
 
     python benchmarks/speaker_norm.py --run runs/first --store stores/... --json speaker_norm.json
 
 Answers again for the clips that a finished run tested, of one fold or of all. Each is normalized by itself and some
 more clips of its speaker, drawn from all of them; at last by all there are, as in the run. And by as many of its own
 emotion alone: of speakers who are known in one mood, what is theirs and what is the mood's look the same.
+With none, clips are as they are, which is the plain task.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,11 +25,12 @@ from ser_ray import cli, storage
 from ser_ray.bundle import Bundle, answer, load
 from ser_ray.console import say, show_table
 from ser_ray.errors import UserError
-from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, mean_and_std, sums_of
+from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar
 from ser_ray.results import read_run
+from ser_ray.speakers import Heard, Speakers, digest_of
 from ser_ray.store import Store, decode
 
-CLIPS = (1, 2, 5, 10, 20)  # that are known of a speaker, and then all
+CLIPS = (0, 1, 2, 5, 10, 20)  # that are known of a speaker, and then all
 SEED = 0
 
 
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 
 def answer_knowing(model: Bundle, rows: pa.Table, count: int, column: str) -> torch.Tensor:
-    """Return the logits `[N, C]` for clips, each normalized by itself and others of its speaker.
+    """Return the logits `[N, C]` for clips, each normalized by itself and others of its speaker; by none for 0.
 
     Args:
         model: Answers.
@@ -91,19 +92,21 @@ def answer_knowing(model: Bundle, rows: pa.Table, count: int, column: str) -> to
         column: `emotion` to know those of the same emotion only.
     """
     values, offsets = decode(rows["features"])
-    sums = [sums_of(values[begin:end]) for begin, end in pairwise(offsets)]
-    groups: dict[Sequence[str], list[int]] = {}
+    clips = [values[begin:end] for begin, end in pairwise(offsets)]
+    groups: dict[tuple[str, str], list[int]] = {}
     kinds = list(zip(rows["speaker_id"].to_pylist(), rows[column].to_pylist(), strict=True))
     for i, kind in enumerate(kinds):
         groups.setdefault(kind, []).append(i)
-    generator, lengths = np.random.default_rng(SEED), np.diff(offsets)
-    names, known = rows["utterance_id"].to_pylist(), {}
+    generator, heard = np.random.default_rng(SEED), {}
+    names = rows["utterance_id"].to_pylist()
     for i, kind in enumerate(kinds):
-        others = generator.permutation([j for j in groups[kind] if j != i])[: count - 1].astype(int)
-        chosen = [i, *others.tolist()]
-        known[names[i]] = mean_and_std(sum(sums[j] for j in chosen), int(lengths[chosen].sum()))
+        others = generator.permutation([j for j in groups[kind] if j != i])[: max(0, count - 1)].astype(int)
+        heard[names[i]] = Heard()
+        for j in [i, *others.tolist()] if count else []:
+            heard[names[i]].add(digest_of(names[j]), clips[j])
     alone = rows.set_column(rows.column_names.index("speaker_id"), "speaker_id", rows["utterance_id"])
-    return answer(model, Examples.from_rows(alone, model.labels, speakers=known))
+    speakers = Speakers(model.usual_2F, heard)
+    return answer(model, Examples.from_rows(alone, model.labels, speakers=speakers))
 
 
 if __name__ == "__main__":

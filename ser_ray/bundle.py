@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -56,6 +57,12 @@ class Bundle:
     def networks(self) -> list[nn.Module]:
         """The members of an ensemble, or the one network."""
         return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]
+
+    @property
+    def usual_2F(self) -> np.ndarray | None:
+        """Return what `Speakers.usual_2F` was in training; None where clips are not normalized by speaker."""
+        standardize = self.networks[0].standardize
+        return torch.stack([standardize.mean_F, standardize.std_F]).numpy() if self.model.speaker_norm else None
 
     def save(self, folder: str) -> None:
         """Write the bundle into a folder or URI."""
@@ -128,7 +135,7 @@ def _model_card(config: dict[str, Any]) -> str:
         f"Tells apart: {', '.join(config['labels']['names'])}.",
         f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
         *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
-        *(["It normalizes by speaker: it takes ten or more clips of each, of mixed emotions."] if normed else []),
+        *(["It normalizes by speaker: best where many clips of each are known, of mixed emotions."] if normed else []),
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
         "",

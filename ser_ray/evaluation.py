@@ -14,9 +14,9 @@ from ser_ray import metrics, report, storage
 from ser_ray.bundle import Bundle, load
 from ser_ray.console import say
 from ser_ray.errors import UserError
-from ser_ray.inference import speaker_statistics
 from ser_ray.results import claim, read_run, refuse_finished, versions, write_run
 from ser_ray.run import SPEAKER_NORM, predict_rows
+from ser_ray.speakers import hear_speakers
 from ser_ray.store import Store
 
 
@@ -84,7 +84,9 @@ def evaluate(
     if not usable.any():
         raise UserError("no clip is left to test on; choose --data with speakers that the model has not heard")
     indices = np.flatnonzero(usable)
-    answers = [predict_rows(bundle, store, indices, speaker_statistics(store, bundle.model)) for bundle in bundles]
+    usual = [bundle.usual_2F for bundle in bundles]
+    speakers = [hear_speakers(store, each) if each is not None else None for each in usual]
+    answers = [predict_rows(bundle, store, indices, each) for bundle, each in zip(bundles, speakers, strict=True)]
     predictions = _together(answers, labels.names)
     speakers = set(predictions["speaker_id"].to_pylist())
     normed = any(bundle.model.speaker_norm for bundle in bundles)

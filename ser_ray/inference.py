@@ -5,24 +5,20 @@ Shape suffixes: N examples, B batch, T frames, F features, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_ray.console import say
 from ser_ray.emotions import LabelSet
-from ser_ray.models import ModelConfig
-from ser_ray.store import Store, decode
+from ser_ray.speakers import Speakers, digest_of
+from ser_ray.store import decode
 
 CLIPS = 64  # that a network answers at a time, at most
 FRAMES = {"cpu": 2048, "cuda": 65536}  # of theirs, padding included
@@ -30,11 +26,6 @@ EVEN = 32  # its length is a multiple of so many frames: kernels and freed memor
 _ROWS = 4096  # of averaged features that are copied at a time
 # Of a store, that examples are made of.
 COLUMNS = ["utterance_id", "augmentation", "corpus", "speaker_id", "emotion", "features"]
-USUAL_STD = 15.0  # dB, that normalization by speaker gives each band: about that of speech, for noise to stay noise
-FEW = 10  # clips of a speaker; with fewer, normalization by speaker does more harm than good (docs/results.md)
-LEAST_STD = 1.0  # dB, of a speaker's band: what hardly changes is not blown up
-
-Speakers = Mapping[str, np.ndarray]  # mean and standard deviation of each band, [2, F] float32, dB, by speaker_id
 
 
 @dataclass
@@ -47,6 +38,7 @@ class Examples:
         targets: `[N]` class indices.
         keys: `[N]` int64 drawn from each clip's id, whatever else is there.
         groups: `[N]` which corpus each clip is of, by its place in the list that was given; else 0.
+        known: `[N, K, 2, F]` float32, what `Speakers.know_less` gives, for training; K is 0 where there is none.
     """
 
     values: Tensor
@@ -54,6 +46,7 @@ class Examples:
     targets: Tensor
     keys: Tensor
     groups: Tensor
+    known: Tensor
 
     @classmethod
     def from_rows(
@@ -69,15 +62,16 @@ class Examples:
             rows: With the columns `COLUMNS`; `corpus` only if corpora are given, `speaker_id` only if speakers are.
             labels: The classes; an emotion that is not among them has the target -1.
             corpora: All there are, to know examples by their corpus.
-            speakers: What `speaker_statistics` gives, to normalize by.
+            speakers: By whom to normalize; None not to.
         """
-        values, offsets = decode_normed(rows, speakers)
+        values, offsets = speakers.normalize(rows) if speakers else decode(rows.column("features"))
+        known = np.empty((len(offsets) - 1, 0, 2, 0), np.float32)
         index = {emotion: labels.index(emotion) for emotion in rows.column("emotion").unique().to_pylist()}
         targets = [-1 if index[e] is None else index[e] for e in rows.column("emotion").to_pylist()]
-        digests = [hashlib.sha256(name.encode()).digest() for name in rows.column("utterance_id").to_pylist()]
+        digests = map(digest_of, rows.column("utterance_id").to_pylist())
         keys = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
         groups = [corpora.index(name) for name in rows.column("corpus").to_pylist()] if corpora else [0] * len(keys)
-        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups)))
+        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups, known)))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Examples:
@@ -97,7 +91,7 @@ class Examples:
         """Return a copy of some examples."""
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_N.tolist()]
         offsets = torch.tensor([0, *map(len, clips)], device=self.offsets.device).cumsum(0)
-        others = (tensor[index_N] for tensor in (self.targets, self.keys, self.groups))
+        others = (tensor[index_N] for tensor in (self.targets, self.keys, self.groups, self.known))
         return Examples(torch.cat(clips), offsets, *others)
 
     def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,62 +118,6 @@ class Examples:
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_B.tolist()]
         clip_BTF = pad_sequence(clips, batch_first=True)
         return functional.pad(clip_BTF, (0, 0, 0, -clip_BTF.shape[1] % EVEN)), lengths_B
-
-
-def speaker_statistics(store: Store, model: ModelConfig, corpora: Sequence[str] = ()) -> Speakers | None:
-    """Return mean and standard deviation of each band over all frames of each speaker of a store.
-
-    Speakers of few clips are counted on the screen.
-
-    Args:
-        store: Complete feature store.
-        model: None is returned for one that does not normalize by speaker.
-        corpora: Those whose speakers are wanted; all when empty.
-    """
-    if not model.speaker_norm:
-        return None
-    sums: dict[str, np.ndarray] = {}
-    frames_of: Counter[str] = Counter()
-    clips_of: Counter[str] = Counter()
-    for rows in store.each(["corpus", "speaker_id", "augmentation", "features"], "none"):
-        if corpora:
-            rows = rows.filter(pc.is_in(rows["corpus"], pa.array(corpora)))
-        values, offsets = decode(rows.column("features"))
-        for i, speaker in enumerate(rows.column("speaker_id").to_pylist()):
-            frames = values[offsets[i] : offsets[i + 1]]
-            sums[speaker] = sums.get(speaker, 0) + sums_of(frames)
-            frames_of[speaker] += len(frames)
-            clips_of[speaker] += 1
-    if few := sorted(speaker for speaker, count in clips_of.items() if count < FEW):
-        words = f"Speakers with fewer than {FEW} clips, too few to normalize by: {len(few)} of {len(sums)}"
-        say(f"{words}, such as {few[0]}")
-    return {speaker: mean_and_std(sums_2F, frames_of[speaker]) for speaker, sums_2F in sums.items()}
-
-
-def sums_of(frames: np.ndarray) -> np.ndarray:
-    """Return the sums of each band's values and of their squares, `[2, F]` float64."""
-    frames = frames.astype(np.float64)
-    return np.stack([frames.sum(0), np.square(frames).sum(0)])
-
-
-def mean_and_std(sums_2F: np.ndarray, num_frames: int) -> np.ndarray:
-    """Return what `Speakers` holds of a speaker, from the sums of all frames (`sums_of`)."""
-    mean_F, square_F = sums_2F / num_frames
-    std_F = np.sqrt(np.maximum(square_F - mean_F**2, LEAST_STD**2))
-    return np.stack([mean_F, std_F]).astype(np.float32)
-
-
-def decode_normed(rows: pa.Table, speakers: Speakers | None) -> tuple[np.ndarray, np.ndarray]:
-    """Decode the features of store rows, and normalize them by their speakers where these are given."""
-    values, offsets = decode(rows.column("features"))
-    if speakers is not None:
-        values = values.copy()
-        for i, speaker in enumerate(rows.column("speaker_id").to_pylist()):
-            mean_F, std_F = speakers[speaker]
-            frames = values[offsets[i] : offsets[i + 1]]
-            frames -= mean_F
-            frames *= USUAL_STD / std_F
-    return values, offsets
 
 
 def moments(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,14 @@ from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment, choose_rows
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import VIEWS
-from ser_ray.inference import COLUMNS, Examples, Speakers, speaker_statistics
+from ser_ray.inference import COLUMNS, Examples
 from ser_ray.models import Ensemble
 from ser_ray.results import MADE_SPEECH, claim, refuse_finished, show_epoch, versions, write_run
+from ser_ray.speakers import Speakers
 from ser_ray.splits import Split, check, split
 from ser_ray.store import Store, differences
 from ser_ray.training import fit
+from ser_ray.training_data import speakers_of
 
 SPEAKER_NORM = (
     "Spectra are normalized by speaker, those of tested speakers too: by all their clips, but not their emotions."
@@ -85,7 +87,7 @@ def run(
 
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
     train, validation = chosen[parts.train], chosen[parts.validation]
-    speakers = speaker_statistics(store, experiment.model, experiment.corpus)
+    speakers = speakers_of(store, train, experiment)
     starts = [network.state_dict() for network in before.networks] if before else []
     fitted = []
     for k in range(experiment.members):
@@ -141,7 +143,7 @@ def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray, speakers: Sp
         bundle: The model.
         store: Store of its features.
         indices: Indices of rows in the sorted rows of the store; their emotions are all among the bundle's labels.
-        speakers: What `speaker_statistics` gives for the store and the bundle's model.
+        speakers: By whom to normalize; None for a model that does not.
 
     Returns:
         The table of `predictions.parquet` with a column `path` besides.

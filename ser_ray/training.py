@@ -30,9 +30,10 @@ from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.inference import Examples, Speakers
+from ser_ray.inference import Examples
 from ser_ray.learner import Learner, TrainConfig, best_epoch, loss_weights, part
 from ser_ray.models import ModelConfig, build
+from ser_ray.speakers import Speakers
 from ser_ray.splits import Split
 from ser_ray.store import Store
 from ser_ray.worker import MAX_LOSS, DivergedError, Task, epochs
@@ -92,7 +93,7 @@ def fit(
             of its features.
         here: What this process holds of the cluster, to train in it, by one worker on shared rows and without
             checkpoints; None to have workers of Ray Train.
-        speakers: What `speaker_statistics` gives for the store and the model; rows that are shared had them already.
+        speakers: By whom to normalize, as `training_data.speakers_of` gives them; rows that are shared are already.
 
     Raises:
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
@@ -119,12 +120,15 @@ def fit(
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
+    moments = tuple(map(torch.from_numpy, speakers.usual_2F)) if speakers else None
+    if streamed and not speakers:
+        moments = training_data.statistics(store, split.train)
     task = Task(
         train=None if streamed else shared.find(split.train),
         validation=shared.find(split.validation),
         counts=counts,
         speakers=speakers if streamed else None,
-        statistics=training_data.statistics(store, split.train, speakers) if streamed else None,
+        statistics=moments,
         labels=labels,
         corpora=corpora,
         model=model,

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ser_ray.emotions import LabelSet
-from ser_ray.inference import COLUMNS, Examples, Speakers, decode_normed, moments
-from ser_ray.store import Store, choose_rows, name_rows, read_shard
+from ser_ray.experiment import Experiment
+from ser_ray.inference import COLUMNS, Examples, moments
+from ser_ray.speakers import Speakers, hear_speakers
+from ser_ray.store import Store, choose_rows, decode, name_rows, read_shard
 
 BUFFER = 2048  # rows that a worker shuffles at a time
 CPUS = 0.5  # that reading shards takes
@@ -46,7 +48,7 @@ class Shared:
 def share_rows(store: Store, indices: np.ndarray, labels: LabelSet, speakers: Speakers | None = None) -> Shared:
     """Read some rows of a store, once for all workers and trainings, normalized by speakers where these are given."""
     indices, corpora = np.unique(indices), corpora_of(store)
-    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora, speakers)
+    examples = _to_train_on(store.take(indices, COLUMNS), labels, corpora, speakers)
     return Shared(ray.put(examples.arrays()), indices, corpora)
 
 
@@ -99,7 +101,7 @@ def batches(
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for table in tables:
-        examples = Examples.from_rows(table, labels, corpora, speakers).to(device)
+        examples = _to_train_on(table, labels, corpora, speakers).to(device)
         count = len(examples)
         if count < 2:  # batch statistics need several clips
             continue
@@ -108,9 +110,29 @@ def batches(
             yield examples, index_B
 
 
-def statistics(store: Store, indices: np.ndarray, speakers: Speakers | None = None) -> tuple[Tensor, Tensor]:
+def _to_train_on(rows: pa.Table, labels: LabelSet, corpora: Sequence[str], speakers: Speakers | None) -> Examples:
+    examples = Examples.from_rows(rows, labels, corpora, speakers)
+    if speakers:
+        examples.known = torch.from_numpy(speakers.know_less(rows))
+    return examples
+
+
+def statistics(store: Store, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each feature over the frames of some rows, reading shard by shard."""
     wanted = name_rows(store.rows(["utterance_id", "augmentation"]).take(indices))
     shards = (choose_rows(rows, wanted) for rows in store.each(COLUMNS))
-    parts = (torch.tensor(decode_normed(rows, speakers)[0]).double() for rows in shards if rows.num_rows)
+    parts = (torch.tensor(decode(rows["features"])[0]).double() for rows in shards if rows.num_rows)
     return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)
+
+
+def speakers_of(store: Store, indices: np.ndarray, experiment: Experiment) -> Speakers | None:
+    """Return the speakers of a store as an experiment takes them; None where it does not normalize by speaker.
+
+    Args:
+        store: Complete feature store.
+        indices: Of the rows to whose frames clips shall be brought.
+        experiment: Tells the network, and which corpora's speakers are wanted.
+    """
+    if not experiment.model.speaker_norm:
+        return None
+    return hear_speakers(store, torch.stack(statistics(store, indices)).float().numpy(), experiment.corpus)

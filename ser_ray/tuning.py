@@ -31,13 +31,12 @@ from ser_ray.console import say, watch
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment, inner_splits
-from ser_ray.inference import speaker_statistics
 from ser_ray.results import claim, refuse_finished
 from ser_ray.run import run
 from ser_ray.search_space import Space, TuneConfig, flags_of, settle
 from ser_ray.splits import Split
 from ser_ray.store import Store, differences
-from ser_ray.training_data import share_rows
+from ser_ray.training_data import share_rows, speakers_of
 from ser_ray.trials import Recorder, ranked, read_trials, said
 from ser_ray.tuning_parts import OBJECTIVE, ToRecorder, run_trial, scheduler, searcher, tune_domain
 
@@ -141,7 +140,7 @@ def _run_trials(
     # A trial of one worker is that worker; one of several waits for them.
     here = plan_workers(wish.num_workers, wish.device, concurrent) if config.workers_per_trial == 1 else None
     rows = np.concatenate([np.union1d(s.train, s.validation) for s in splits])
-    shared = share_rows(store, rows, labels, speaker_statistics(store, experiment.model, experiment.corpus))
+    shared = share_rows(store, rows, labels, speakers_of(store, rows, experiment))
     epochs = experiment.train.epochs * len(splits)
     say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
     brake = Brake.remote()

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ser_ray.emotions import LabelSet
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import Examples, Speakers
+from ser_ray.inference import Examples
 from ser_ray.learner import Learner, TrainConfig, deal, is_over
 from ser_ray.models import ModelConfig, adopt, build
+from ser_ray.speakers import Speakers
 
 MAX_LOSS = 100.0  # nats; guessing among eight emotions costs 2.1
 

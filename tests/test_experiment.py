@@ -14,11 +14,13 @@ from ser_ray.errors import UserError
 from ser_ray.experiment import Experiment
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import VIEWS
-from ser_ray.inference import COLUMNS, Examples, predict_logits, speaker_statistics
+from ser_ray.inference import COLUMNS, Examples, predict_logits
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.results import claim, show_scores
-from ser_ray.splits import SplitConfig
+from ser_ray.speakers import hear_speakers
+from ser_ray.splits import SplitConfig, split
+from ser_ray.training_data import speakers_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -163,38 +165,27 @@ def test_labels_and_corpora_are_chosen(made_store, tmp_path):
         run.run(made_store, todo(corpus=("emodb",)), str(tmp_path / "other"), "")
 
 
-def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tmp_path, capsys):
+def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tmp_path):
     wish = todo(corpus=("tess", "savee"), labels=("happy", "sad", "angry"))
     wish = dataclasses.replace(wish, model=ModelConfig(width=4, speaker_norm=True))
     root = str(tmp_path / "run")
     scores = run.run(made_frames, wish, root, "")
     assert "normalized by speaker" in scores["description"]
     model = bundle.load(root)
-    rows = made_frames.rows(COLUMNS)
-    speakers = speaker_statistics(made_frames, model.model)
-    examples = Examples.from_rows(rows, model.labels, speakers=speakers)
-    assert set(speakers) > set(speaker_statistics(made_frames, model.model, wish.corpus))
-    speaker_of = np.repeat(np.array(rows["speaker_id"].to_pylist()), examples.offsets.diff().numpy())
-    for speaker in speakers:
-        frames = examples.values[speaker_of == speaker].double()
-        assert frames.mean(0).abs().max() < 1e-3
-        torch.testing.assert_close(frames.std(0, correction=0), torch.full((64,), 15.0).double(), rtol=1e-3, atol=0)
-    # What training heard shows in the statistics by which it standardizes.
-    from ser_ray.splits import split
-
     found, chosen = experiment.choose_rows(made_frames, wish)
     parts = split(found, model.labels, SplitConfig())
-    mean_F, _ = examples.statistics(torch.from_numpy(chosen[parts.train]))
-    assert torch.allclose(model.network.standardize.mean_F, mean_F.float(), atol=1e-4)
+    speakers = speakers_of(made_frames, chosen[parts.train], wish)
+    assert set(speakers.heard) < set(hear_speakers(made_frames, speakers.usual_2F).heard)
+    np.testing.assert_array_equal(model.usual_2F, speakers.usual_2F)  # by which training standardized too
+    examples = Examples.from_rows(made_frames.take(chosen[parts.test], COLUMNS), model.labels, speakers=speakers)
+    logits_NC = bundle.answer(model, examples)
     before = pq.read_table(f"{root}/predictions.parquet")
-    logits_NC = bundle.answer(model, examples.take(torch.from_numpy(chosen[parts.test])))
     np.testing.assert_allclose(
         bundle.probabilities(model, logits_NC).numpy(), np.stack(before["probabilities"].to_pylist()), atol=1e-6
     )
-    assert "fewer than 10 clips, too few to normalize by: 4 of 6, such as savee_dc" in capsys.readouterr().out
     scores = evaluation.evaluate([model], made_frames, str(tmp_path / "again"), "")
     assert "normalized by speaker" in scores["description"]
-    assert speaker_statistics(made_frames, ModelConfig()) is None
+    assert speakers_of(made_frames, chosen, todo()) is None
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
@@ -216,7 +207,8 @@ def test_a_model_on_log_mel_answers_by_the_views_that_it_was_tested_with(tmp_pat
     network = build(ModelConfig(width=4), features.n_mels, len(labels.names)).eval()
     keys, offsets = torch.arange(3), torch.tensor([0, 60, 100, 220])
     zeros = torch.zeros(3, dtype=torch.long)
-    examples = Examples(10 * torch.randn(220, features.n_mels) - 50, offsets, zeros, keys, zeros)
+    values, known = 10 * torch.randn(220, features.n_mels) - 50, torch.empty(3, 0, 2, 0)
+    examples = Examples(values, offsets, zeros, keys, zeros, known)
     model = bundle.Bundle(network, ModelConfig(width=4), features, labels, views=VIEWS)
     model.save(str(tmp_path / "new"))
     loaded = bundle.load(str(tmp_path / "new"))

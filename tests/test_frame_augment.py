@@ -18,7 +18,8 @@ def augment(values, offsets, index, epoch=1, seed=0, **strengths):
     changes = FrameAugment(FrameAugmentConfig(**{**NOTHING, **strengths}), CONFIG, torch.full((64,), -50.0), seed)
     keys = torch.arange(len(offsets) - 1) + 1000
     zeros = torch.zeros_like(keys)
-    return changes(Examples(values, torch.tensor(offsets), zeros, keys, zeros), torch.tensor(index), epoch)
+    examples = Examples(values, torch.tensor(offsets), zeros, keys, zeros, torch.empty(len(keys), 0, 2, 0))
+    return changes(examples, torch.tensor(index), epoch)
 
 
 @pytest.fixture(scope="module")

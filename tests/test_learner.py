@@ -29,7 +29,7 @@ def make_clips(count=24, seed=0):
         clip[:, 4 * target : 4 * target + 4] += 10
     offsets = torch.tensor([0, *np.cumsum([len(clip) for clip in clips])])
     keys = torch.from_numpy(draw.integers(-(2**62), 2**62, count))
-    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys))
+    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys), torch.empty(len(keys), 0, 2, 0))
 
 
 def make_learner(clips, config=None, network=None, **options):
@@ -68,7 +68,7 @@ def test_it_learns_what_can_be_learned():
 def test_what_goes_on_from_a_checkpoint_ends_as_what_was_never_stopped(model, tmp_path):
     clips, options = make_clips(), {}
     if model == "cnn1d":
-        clips = Examples(torch.randn(24, BANDS), torch.arange(25), clips.targets, clips.keys, clips.groups)
+        clips = replace(clips, values=torch.randn(24, BANDS), offsets=torch.arange(25))
         options = {"augment": None, "mixup": 0.0}
 
     def fresh():

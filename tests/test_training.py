@@ -12,14 +12,15 @@ from ser_ray import training_data
 from ser_ray.cluster import Workers, plan_workers
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
+from ser_ray.experiment import Experiment
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import COLUMNS, Examples, speaker_statistics
+from ser_ray.inference import COLUMNS, Examples
 from ser_ray.learner import Learner, TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.splits import SplitConfig, split
 from ser_ray.training import CXX, fit
-from ser_ray.training_data import corpora_of, stream_rows
+from ser_ray.training_data import corpora_of, speakers_of, stream_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -116,8 +117,9 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[network.model]
     parts, corpora = split(store.rows(), LabelSet(), SplitConfig()), corpora_of(store)
     rows = store.rows(COLUMNS).take(parts.train)
-    speakers = speaker_statistics(store, network)
+    speakers = speakers_of(store, parts.train, Experiment(model=network))
     in_memory = Examples.from_rows(rows, LabelSet(), corpora, speakers)
+    in_memory.known = torch.from_numpy(speakers.know_less(rows)) if speakers else in_memory.known
     dataset = stream_rows(store, parts.train, shuffle=False)
     names = [(row["utterance_id"], row["augmentation"]) for row in dataset.iter_rows()]
     wanted = list(zip(rows["utterance_id"].to_pylist(), rows["augmentation"].to_pylist(), strict=True))
@@ -131,7 +133,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     def losses(source):
         torch.manual_seed(0)
         model = build(network, features.num_features, 8)
-        model.standardize.set(*training_data.statistics(store, parts.train, speakers))
+        model.standardize.set(*training_data.statistics(store, parts.train))
         augment = None
         if features.kind == "log_mel":
             augment = FrameAugment(FrameAugmentConfig(), features, model.standardize.mean_F.clone(), 0)
@@ -146,9 +148,9 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     what = LabelSet(), corpora, 16, torch.device("cpu"), None, speakers
     streamed = losses(lambda: training_data.batches(buffers(), *what))
     assert streamed == pytest.approx(there, rel=1e-6)
-    mean_F, std_F = training_data.statistics(store, parts.train, speakers)
-    assert torch.allclose(mean_F, in_memory.values.double().mean(0), atol=1e-6)
-    assert torch.allclose(std_F, in_memory.values.double().std(0, correction=0))
+    mean_F, std_F = training_data.statistics(store, parts.train)
+    values = Examples.from_rows(rows, LabelSet()).values.double()
+    assert torch.allclose(mean_F, values.mean(0), atol=1e-6) and torch.allclose(std_F, values.std(0, correction=0))
 
 
 def test_rows_beyond_the_memory_budget_are_streamed(made_store, tmp_path, capsys):
