@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 from featurize import machine, versions  # the benchmark beside this one
 from torch import nn
 
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
         claim(folder, changed.identity(store), shlex.join(["python", *sys.argv]))
         show = partial(show_epoch, epochs=changed.train.epochs)
         what = changed.model, changed.train, changed.frame_augment
-        speakers = speakers_of(store, parts.train, changed)
+        speakers = speakers_of(store, changed.model, parts.train, np.union1d(parts.train, parts.validation))
         fitted = fit(store, parts, parts.labels, *what, folder, show, speakers=speakers)
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]

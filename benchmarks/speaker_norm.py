@@ -27,7 +27,7 @@ from ser_ray.console import say, show_table
 from ser_ray.errors import UserError
 from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar
 from ser_ray.results import read_run
-from ser_ray.speakers import Heard, Speakers, digest_of
+from ser_ray.speakers import Heard, sums_of
 from ser_ray.store import Store, decode
 
 CLIPS = (0, 1, 2, 5, 10, 20)  # that are known of a speaker, and then all
@@ -92,21 +92,19 @@ def answer_knowing(model: Bundle, rows: pa.Table, count: int, column: str) -> to
         column: `emotion` to know those of the same emotion only.
     """
     values, offsets = decode(rows["features"])
-    clips = [values[begin:end] for begin, end in pairwise(offsets)]
+    sums = [sums_of(values[begin:end]) for begin, end in pairwise(offsets)]
     groups: dict[tuple[str, str], list[int]] = {}
     kinds = list(zip(rows["speaker_id"].to_pylist(), rows[column].to_pylist(), strict=True))
     for i, kind in enumerate(kinds):
         groups.setdefault(kind, []).append(i)
-    generator, heard = np.random.default_rng(SEED), {}
-    names = rows["utterance_id"].to_pylist()
+    generator, lengths = np.random.default_rng(SEED), np.diff(offsets)
+    names, known = rows["utterance_id"].to_pylist(), {}
     for i, kind in enumerate(kinds):
         others = generator.permutation([j for j in groups[kind] if j != i])[: max(0, count - 1)].astype(int)
-        heard[names[i]] = Heard()
-        for j in [i, *others.tolist()] if count else []:
-            heard[names[i]].add(digest_of(names[j]), clips[j])
+        chosen = [i, *others.tolist()] if count else []
+        known[names[i]] = Heard(len(chosen), int(lengths[chosen].sum()), sum(sums[j] for j in chosen))
     alone = rows.set_column(rows.column_names.index("speaker_id"), "speaker_id", rows["utterance_id"])
-    speakers = Speakers(model.usual_2F, heard)
-    return answer(model, Examples.from_rows(alone, model.labels, speakers=speakers))
+    return answer(model, Examples.from_rows(alone, model.labels, speakers=model.normalizer(known)))
 
 
 if __name__ == "__main__":

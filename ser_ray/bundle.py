@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import Views
 from ser_ray.inference import Examples, predict_logits
 from ser_ray.models import Ensemble, ModelConfig, build
+from ser_ray.speakers import Heard, Speakers
 
 FORMAT = 2
 
@@ -58,11 +58,11 @@ class Bundle:
         """The members of an ensemble, or the one network."""
         return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]
 
-    @property
-    def usual_2F(self) -> np.ndarray | None:
-        """Return what `Speakers.usual_2F` was in training; None where clips are not normalized by speaker."""
-        standardize = self.networks[0].standardize
-        return torch.stack([standardize.mean_F, standardize.std_F]).numpy() if self.model.speaker_norm else None
+    def normalizer(self, heard: dict[str, Heard]) -> Speakers | None:
+        """Return by what to normalize clips of speakers of whom `heard` is known; None where the model does without."""
+        standardize = self.networks[0].standardize  # by the frames of training as they were
+        usual_2F = torch.stack([standardize.mean_F, standardize.std_F]).numpy()
+        return Speakers(usual_2F, heard) if self.model.speaker_norm else None
 
     def save(self, folder: str) -> None:
         """Write the bundle into a folder or URI."""

@@ -84,12 +84,11 @@ def evaluate(
     if not usable.any():
         raise UserError("no clip is left to test on; choose --data with speakers that the model has not heard")
     indices = np.flatnonzero(usable)
-    usual = [bundle.usual_2F for bundle in bundles]
-    speakers = [hear_speakers(store, each) if each is not None else None for each in usual]
-    answers = [predict_rows(bundle, store, indices, each) for bundle, each in zip(bundles, speakers, strict=True)]
-    predictions = _together(answers, labels.names)
-    speakers = set(predictions["speaker_id"].to_pylist())
+    speakers = set(rows["speaker_id"].take(indices).to_pylist())
     normed = any(bundle.model.speaker_norm for bundle in bundles)
+    known = hear_speakers(store, speakers) if normed else {}
+    answers = [predict_rows(bundle, store, indices, bundle.normalizer(known)) for bundle in bundles]
+    predictions = _together(answers, labels.names)
     scores = {
         **metrics.score(predictions, labels.names),
         "protocol": "evaluation",

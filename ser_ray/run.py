@@ -87,7 +87,7 @@ def run(
 
     show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
     train, validation = chosen[parts.train], chosen[parts.validation]
-    speakers = speakers_of(store, train, experiment)
+    speakers = speakers_of(store, experiment.model, train, chosen)
     starts = [network.state_dict() for network in before.networks] if before else []
     fitted = []
     for k in range(experiment.members):

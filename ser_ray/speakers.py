@@ -5,27 +5,26 @@ all training frames. As few clips tell a mood rather than a voice, `USUAL_FRAMES
 count beside a speaker's own (a maximum a posteriori estimate: Gauvain and Lee, IEEE Transactions on Speech and Audio
 Processing 2 (2), 1994). A speaker of whom nothing is known stays as he is.
 
-Training hears each clip as if another number of clips of its speaker were known in each epoch, so that the network
-bears any.
+In half of its draws training hears a clip as if fewer clips of its speaker were known, so that the network bears any
+number of them.
 
-Shape suffixes: N clips, K numbers of known clips, F mel bands.
+Shape suffixes: N clips, K numbers of known clips, S kept clips of a speaker, F mel bands.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ser_ray.store import Store, decode
 
-COUNTS = (0, 1, 2, 4, 8, 16, 32)  # clips of a speaker that are known in half of training, each as often; else all are
-USUAL_FRAMES = 200  # 3.2 s
+COUNTS = (0, 1, 2, 4, 8, 16, 32)  # clips of a speaker that training takes for known in half of its draws
+USUAL_FRAMES = 200  # 3.2 s, where frames are 16 ms apart
 LEAST_STD = 1.0  # dB, of a speaker's band: what hardly changes is not blown up
 
 
@@ -34,37 +33,29 @@ class Heard:
     """What is known of one speaker.
 
     Attributes:
+        clips: How many there are.
         frames: Of all clips.
         sums_2F: Of all frames (`sums_of`).
-        some: Digest of the id, frames and sums of some clips, always the same ones, `max(COUNTS)` at most.
-        clips: How many there are.
+        digests: Of the ids of some clips, always the same ones.
+        frames_S: Of each of these.
+        sums_S2F: Of each of these, float32.
     """
 
+    clips: int = 0
     frames: int = 0
     sums_2F: np.ndarray | float = 0.0
-    some: list[tuple[bytes, int, np.ndarray]] = field(default_factory=list)
-    clips: int = 0
-
-    def add(self, digest: bytes, frames: np.ndarray) -> None:
-        """Hear one more clip."""
-        sums_2F = sums_of(frames)
-        self.frames, self.sums_2F, self.clips = self.frames + len(frames), self.sums_2F + sums_2F, self.clips + 1
-        self.some.append((digest, len(frames), sums_2F.astype(np.float32)))
-        if len(self.some) > 2 * max(COUNTS):
-            self.settle()
-
-    def settle(self) -> None:
-        """Keep those clips that shall be kept."""
-        self.some = sorted(self.some, key=lambda clip: clip[0])[: max(COUNTS)]
+    digests: list[bytes] = field(default_factory=list)
+    frames_S: np.ndarray | None = None
+    sums_S2F: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Speakers:
-    """What is known of the speakers of a store, to normalize by.
+    """What is known of speakers, to normalize by.
 
     Attributes:
         usual_2F: Mean and standard deviation of each band over the training frames, dB, to which clips are brought.
-        heard: Of each speaker.
+        heard: Of each speaker; of any other nothing is known.
     """
 
     usual_2F: np.ndarray
@@ -95,17 +86,18 @@ class Speakers:
             What `decode` does.
         """
         values, offsets = decode(rows.column("features"))
-        values = values.copy()
+        values, by_all = values.copy(), self._by_all(rows)
         for speaker, (begin, end) in zip(rows.column("speaker_id").to_pylist(), pairwise(offsets), strict=True):
-            scale_F, shift_F = self.scale_and_shift(self.heard[speaker].sums_2F, self.heard[speaker].frames)
-            values[begin:end] *= scale_F.astype(np.float32)
-            values[begin:end] += shift_F.astype(np.float32)
+            scale_F, shift_F = by_all[speaker].astype(np.float32)
+            values[begin:end] *= scale_F
+            values[begin:end] += shift_F
         return values, offsets
 
     def know_less(self, rows: pa.Table) -> np.ndarray:
-        """Return what makes of normalized clips those that they were if fewer clips of their speakers were known.
+        """Return how to change normalized clips into what they were if fewer clips of their speakers were known.
 
-        Known are the clip itself and others, drawn by its id; and nothing at all for the count 0.
+        Known are the clip itself and others, always the same for one clip and count; nothing at all for the count 0.
+        Where a speaker has no more clips than that, nothing changes.
 
         Args:
             rows: What `normalize` took, with the column `utterance_id`.
@@ -115,44 +107,62 @@ class Speakers:
         """
         values, offsets = decode(rows.column("features"))
         names = zip(rows.column("speaker_id").to_pylist(), rows.column("utterance_id").to_pylist(), strict=True)
-        known = np.empty((rows.num_rows, len(COUNTS), 2, values.shape[1]), np.float32)
+        known, by_all = np.empty((rows.num_rows, len(COUNTS), 2, values.shape[1]), np.float32), self._by_all(rows)
         for i, ((speaker, name), (begin, end)) in enumerate(zip(names, pairwise(offsets), strict=True)):
-            heard, own_2F = self.heard[speaker], sums_of(values[begin:end])
-            digest = digest_of(name)
-            place = int.from_bytes(digest[:4], "little") % len(heard.some)
-            others = [clip for clip in heard.some[place:] + heard.some[:place] if clip[0] != digest]
-            frames, sums = np.zeros(len(COUNTS)), np.zeros((len(COUNTS), *own_2F.shape))
+            heard, digest, own_2F = self.heard[speaker], digest_of(name), sums_of(values[begin:end])
+            first = int.from_bytes(digest[:4], "little")
+            places = [(first + k) % len(heard.digests) for k in range(len(heard.digests))]
+            places = [place for place in places if heard.digests[place] != digest]
+            frames_S, sums_S2F = heard.frames_S[places].cumsum(), heard.sums_S2F[places].cumsum(0, np.float64)
+            frames, sums_K2F = np.zeros(len(COUNTS)), np.zeros((len(COUNTS), *own_2F.shape))
             for k, count in enumerate(COUNTS):
                 if count >= heard.clips:
-                    frames[k], sums[k] = heard.frames, heard.sums_2F
+                    frames[k], sums_K2F[k] = heard.frames, heard.sums_2F
                 elif count:
-                    frames[k] = end - begin + sum(other[1] for other in others[: count - 1])
-                    sums[k] = own_2F + sum(other[2] for other in others[: count - 1])
-            less_K2F, all_2F = self.scale_and_shift(sums, frames), self.scale_and_shift(heard.sums_2F, heard.frames)
-            scale_KF = less_K2F[:, 0] / all_2F[0]
-            known[i] = np.stack([scale_KF, less_K2F[:, 1] - scale_KF * all_2F[1]], axis=1)
+                    frames[k] = end - begin + (frames_S[count - 2] if count > 1 else 0)
+                    sums_K2F[k] = own_2F + (sums_S2F[count - 2] if count > 1 else 0)
+            less_K2F = self.scale_and_shift(sums_K2F, frames)
+            scale_KF = less_K2F[:, 0] / by_all[speaker][0]
+            known[i] = np.stack([scale_KF, less_K2F[:, 1] - scale_KF * by_all[speaker][1]], axis=1)
         return known
 
+    def _by_all(self, rows: pa.Table) -> dict[str, np.ndarray]:
+        """Return what `scale_and_shift` makes of all that is known of each speaker of some rows."""
+        heard = {name: self.heard.get(name, Heard()) for name in rows.column("speaker_id").unique().to_pylist()}
+        return {name: self.scale_and_shift(one.sums_2F, one.frames) for name, one in heard.items()}
 
-def hear_speakers(store: Store, usual_2F: np.ndarray, corpora: Sequence[str] = ()) -> Speakers:
-    """Hear all speakers of a store, reading shard by shard; changed copies of clips are left out.
+
+def hear_speakers(store: Store, wanted: Container[str]) -> dict[str, Heard]:
+    """Hear speakers of a store, reading shard by shard; changed copies of clips are left out.
 
     Args:
         store: Complete feature store.
-        usual_2F: What `Speakers` takes.
-        corpora: Those whose speakers are wanted; all when empty.
+        wanted: Their ids.
     """
     heard: dict[str, Heard] = {}
-    for rows in store.each(["utterance_id", "corpus", "speaker_id", "augmentation", "features"], "none"):
-        if corpora:
-            rows = rows.filter(pc.is_in(rows["corpus"], pa.array(corpora)))
+    some: dict[str, list[tuple[bytes, int, np.ndarray]]] = {}
+    for rows in store.each(["utterance_id", "speaker_id", "augmentation", "features"], "none"):
         values, offsets = decode(rows.column("features"))
         names = zip(rows.column("speaker_id").to_pylist(), rows.column("utterance_id").to_pylist(), strict=True)
         for (speaker, name), (begin, end) in zip(names, pairwise(offsets), strict=True):
-            heard.setdefault(speaker, Heard()).add(digest_of(name), values[begin:end])
-    for one in heard.values():
-        one.settle()
-    return Speakers(usual_2F, heard)
+            if speaker not in wanted:
+                continue
+            one, sums_2F = heard.setdefault(speaker, Heard()), sums_of(values[begin:end])
+            one.clips, one.frames, one.sums_2F = one.clips + 1, one.frames + int(end - begin), one.sums_2F + sums_2F
+            clips = some.setdefault(speaker, [])
+            clips.append((digest_of(name), int(end - begin), sums_2F.astype(np.float32)))
+            if len(clips) > 2 * max(COUNTS):
+                some[speaker] = _first(clips)
+    for speaker, clips in some.items():
+        digests, frames, sums = zip(*_first(clips), strict=True)
+        one = heard[speaker]
+        one.digests, one.frames_S, one.sums_S2F = list(digests), np.array(frames), np.stack(sums)
+    return heard
+
+
+def _first(clips: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int, np.ndarray]]:
+    """Return those clips of a speaker that are kept, whatever shards they came in."""
+    return sorted(clips, key=lambda clip: clip[0])[: max(COUNTS)]
 
 
 def sums_of(frames: np.ndarray) -> np.ndarray:

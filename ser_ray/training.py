@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def fit(
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
     """
     info = store.info()
-    rows = store.rows(["utterance_id", "augmentation", "corpus", "emotion"])
+    rows = store.rows(["utterance_id", "augmentation", "corpus", "speaker_id", "emotion"])
     size_gb = store.decoded_gb() * len(split.train) / rows.num_rows
     streamed = size_gb > config.memory_gb and shared is None
     if streamed:
@@ -120,9 +120,12 @@ def fit(
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
-    moments = tuple(map(torch.from_numpy, speakers.usual_2F)) if speakers else None
-    if streamed and not speakers:
-        moments = training_data.statistics(store, split.train)
+    speakers = shared.speakers
+    moments = training_data.statistics(store, split.train) if streamed and not speakers else None
+    if speakers:
+        moments = tuple(map(torch.from_numpy, speakers.usual_2F))
+        trained = rows["speaker_id"].take(split.train).unique().to_pylist()
+        speakers = replace(speakers, heard={name: speakers.heard[name] for name in trained})
     task = Task(
         train=None if streamed else shared.find(split.train),
         validation=shared.find(split.validation),

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ser_ray.emotions import LabelSet
-from ser_ray.experiment import Experiment
 from ser_ray.inference import COLUMNS, Examples, moments
-from ser_ray.speakers import Speakers, hear_speakers
+from ser_ray.models import ModelConfig
+from ser_ray.speakers import LEAST_STD, Speakers, hear_speakers
 from ser_ray.store import Store, choose_rows, decode, name_rows, read_shard
 
 BUFFER = 2048  # rows that a worker shuffles at a time
@@ -34,11 +34,13 @@ class Shared:
         rows: What `Examples.arrays` gives.
         indices: Which rows of the store's sorted rows they are, ascending.
         corpora: Those of the store, by whose places the rows' groups are numbered.
+        speakers: By whom they are normalized; None where they are not.
     """
 
     rows: ray.ObjectRef
     indices: np.ndarray
     corpora: list[str]
+    speakers: Speakers | None
 
     def find(self, indices: np.ndarray) -> np.ndarray:
         """Return where some rows of the store stand among these."""
@@ -49,7 +51,7 @@ def share_rows(store: Store, indices: np.ndarray, labels: LabelSet, speakers: Sp
     """Read some rows of a store, once for all workers and trainings, normalized by speakers where these are given."""
     indices, corpora = np.unique(indices), corpora_of(store)
     examples = _to_train_on(store.take(indices, COLUMNS), labels, corpora, speakers)
-    return Shared(ray.put(examples.arrays()), indices, corpora)
+    return Shared(ray.put(examples.arrays()), indices, corpora, speakers)
 
 
 def corpora_of(store: Store) -> list[str]:
@@ -125,14 +127,19 @@ def statistics(store: Store, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     return moments((len(part), part.sum(0), part.square().sum(0)) for part in parts)
 
 
-def speakers_of(store: Store, indices: np.ndarray, experiment: Experiment) -> Speakers | None:
-    """Return the speakers of a store as an experiment takes them; None where it does not normalize by speaker.
+def speakers_of(store: Store, model: ModelConfig, train: np.ndarray, wanted: np.ndarray) -> Speakers | None:
+    """Return speakers, to normalize by; None for a network that does without.
 
     Args:
         store: Complete feature store.
-        indices: Of the rows to whose frames clips shall be brought.
-        experiment: Tells the network, and which corpora's speakers are wanted.
+        model: The network.
+        train: Indices of the rows to whose frames clips shall be brought.
+        wanted: Indices of rows whose speakers are wanted.
     """
-    if not experiment.model.speaker_norm:
+    if not model.speaker_norm:
         return None
-    return hear_speakers(store, torch.stack(statistics(store, indices)).float().numpy(), experiment.corpus)
+    mean_F, std_F = (moment_F.float().numpy() for moment_F in statistics(store, train))
+    usual_2F = np.stack([mean_F, np.maximum(std_F, LEAST_STD)])
+    rows = store.rows(["utterance_id", "augmentation", "speaker_id"])
+    names = rows["speaker_id"].take(wanted).unique().to_pylist()
+    return Speakers(usual_2F, hear_speakers(store, set(names)))

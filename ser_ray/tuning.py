@@ -140,7 +140,8 @@ def _run_trials(
     # A trial of one worker is that worker; one of several waits for them.
     here = plan_workers(wish.num_workers, wish.device, concurrent) if config.workers_per_trial == 1 else None
     rows = np.concatenate([np.union1d(s.train, s.validation) for s in splits])
-    shared = share_rows(store, rows, labels, speakers_of(store, rows, experiment))
+    speakers = speakers_of(store, experiment.model, rows, rows)  # brought to frames of validation speakers too
+    shared = share_rows(store, rows, labels, speakers)
     epochs = experiment.train.epochs * len(splits)
     say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
     brake = Brake.remote()

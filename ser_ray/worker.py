@@ -39,7 +39,8 @@ class Task:
         validation: Indices of validation rows among them; none to train all epochs and keep the last.
         counts: Number of training rows of each corpus of the store and each class, `[G, C]`.
         speakers: By whom streamed rows are to be normalized; None where they need not be, or are already.
-        statistics: Mean and standard deviation of the training features; None to compute them from the rows.
+        statistics: Mean and standard deviation of the training features, before they are normalized by speaker; None to
+            compute them from the rows.
         labels: The classes.
         corpora: Those of the store.
         model: Which network.

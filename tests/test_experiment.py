@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from ser_ray import bundle, evaluation, experiment, metrics, run
@@ -18,9 +19,9 @@ from ser_ray.inference import COLUMNS, Examples, predict_logits
 from ser_ray.learner import TrainConfig
 from ser_ray.models import ModelConfig, build
 from ser_ray.results import claim, show_scores
-from ser_ray.speakers import hear_speakers
+from ser_ray.speakers import COUNTS
 from ser_ray.splits import SplitConfig, split
-from ser_ray.training_data import speakers_of
+from ser_ray.training_data import share_rows, speakers_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -75,13 +76,13 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
 
 
 def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answer_together(made_store, tmp_path):
-    wish = todo(members=3, epochs=2, monitor="validation_uar", schedule="one-cycle")
+    wish = todo(members=2, epochs=2, monitor="validation_uar", schedule="one-cycle")
     root = str(tmp_path / "run")
     scores = run.run(made_store, wish, root, "")
-    assert scores["best_epoch"] in (1, 2) and "3 networks" in scores["description"]
+    assert scores["best_epoch"] in (1, 2) and "2 networks" in scores["description"]
     with open(tmp_path / "run" / "history.csv") as stream:
         history = [(row["member"], row["epoch"], bool(row["validation_uar"])) for row in csv.DictReader(stream)]
-    assert history == [(str(k), str(epoch), k == 0) for k in range(3) for epoch in (1, 2)]
+    assert history == [(str(k), str(epoch), k == 0) for k in range(2) for epoch in (1, 2)]
     model = bundle.load(root)
     rows, chosen = experiment.choose_rows(made_store, wish)
     from ser_ray.splits import split
@@ -95,11 +96,11 @@ def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answ
     # What each was trained on shows in the statistics by which it standardizes.
     examples = Examples.from_rows(made_store.rows(COLUMNS), model.labels)
     heard = np.union1d(parts.train, parts.validation)
-    for member, trained in zip(model.network.members, (parts.train, heard, heard), strict=True):
+    for member, trained in zip(model.network.members, (parts.train, heard), strict=True):
         mean_F, _ = examples.statistics(torch.from_numpy(chosen[trained]))
         torch.testing.assert_close(member.standardize.mean_F.double(), mean_F, rtol=1e-5, atol=1e-5)
-    first, second, third = (member.classify.weight for member in model.network.members)
-    assert not torch.equal(first, second) and not torch.equal(second, third)
+    first, second = (member.classify.weight for member in model.network.members)
+    assert not torch.equal(first, second)
     with pytest.raises(UserError, match="--members must be 1 or more, got 0"):
         todo(members=0)
     with pytest.raises(UserError, match="--members 2: only the first is validated, so it takes --schedule one-cycle"):
@@ -133,7 +134,7 @@ def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, 
     assert not (tmp_path / "third").exists()
 
 
-@pytest.mark.parametrize("workers", ["1", "2", "3"])
+@pytest.mark.parametrize("workers", ["1", "3"])  # 3 do not divide the clips
 def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
     _, scores = finished  # by one worker
     if workers != "1":
@@ -174,9 +175,14 @@ def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tm
     model = bundle.load(root)
     found, chosen = experiment.choose_rows(made_frames, wish)
     parts = split(found, model.labels, SplitConfig())
-    speakers = speakers_of(made_frames, chosen[parts.train], wish)
-    assert set(speakers.heard) < set(hear_speakers(made_frames, speakers.usual_2F).heard)
-    np.testing.assert_array_equal(model.usual_2F, speakers.usual_2F)  # by which training standardized too
+    speakers = speakers_of(made_frames, model.model, chosen[parts.train], chosen)
+    raw = Examples.from_rows(made_frames.take(chosen[parts.train], COLUMNS), model.labels)
+    usual = raw.statistics(torch.arange(len(raw)))
+    for found in (speakers, model.normalizer({})):
+        np.testing.assert_allclose(found.usual_2F, torch.stack(usual).numpy(), rtol=1e-5)
+    assert set(speakers.heard) == set(made_frames.rows()["speaker_id"].take(chosen).to_pylist())
+    shared = share_rows(made_frames, chosen[parts.train], model.labels, speakers)
+    assert ray.get(shared.rows)["known"].shape[:2] == (len(parts.train), len(COUNTS))
     examples = Examples.from_rows(made_frames.take(chosen[parts.test], COLUMNS), model.labels, speakers=speakers)
     logits_NC = bundle.answer(model, examples)
     before = pq.read_table(f"{root}/predictions.parquet")
@@ -185,7 +191,10 @@ def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tm
     )
     scores = evaluation.evaluate([model], made_frames, str(tmp_path / "again"), "")
     assert "normalized by speaker" in scores["description"]
-    assert speakers_of(made_frames, chosen, todo()) is None
+    there = {row["utterance_id"]: row for row in pq.read_table(tmp_path / "again" / "predictions.parquet").to_pylist()}
+    for row in before.to_pylist():
+        np.testing.assert_allclose(there[row["utterance_id"]]["probabilities"], row["probabilities"], atol=1e-6)
+    assert speakers_of(made_frames, ModelConfig(), chosen, chosen) is None
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])

@@ -49,12 +49,13 @@ def test_uv_runs_a_job_as_it_is(tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_second_run_reuses_the_store_and_a_finished_one_is_kept(job):
-    code, out, err = job("train", "--clips", "48", "--epochs", "1", "--output", "runs/one")
+def test_a_run_reuses_the_store_and_a_finished_one_is_kept(job, made):
+    code, out, err = job("featurize", "--data", *made)
     assert (code, err) == (0, "") and "Featurizing" in out
-    code, out, _ = job("train", "--clips", "48", "--epochs", "1")
-    assert code == 0 and "48 of 48 clips are there already" in out and "Featurizing" not in out
-    code, _, err = job("train", "--clips", "48", "--epochs", "1", "--output", "runs/one")
+    wish = ("--data", *made, "--epochs", "1", "--output", "runs/one")
+    code, out, err = job("train", *wish)
+    assert (code, err) == (0, "") and "96 of 96 clips are there already" in out and "Featurizing" not in out
+    code, _, err = job("train", *wish)
     assert code == 2 and "finished run" in err
 
 

@@ -12,7 +12,6 @@ from ser_ray import training_data
 from ser_ray.cluster import Workers, plan_workers
 from ser_ray.emotions import LabelSet
 from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment
 from ser_ray.features import FeatureConfig
 from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
 from ser_ray.inference import COLUMNS, Examples
@@ -72,8 +71,13 @@ def test_what_goes_wrong_in_showing_an_epoch_is_not_lost(made_store, tmp_path):
         train(made_store, tmp_path, fail, epochs=1)
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, tmp_path):
-    whole = train(made_store, tmp_path / "whole", epochs=4, seed=3)
+@pytest.fixture(scope="module")
+def whole(made_store, tmp_path_factory):
+    """Four epochs that nothing disturbed."""
+    return train(made_store, tmp_path_factory.mktemp("whole"), epochs=4, seed=3)
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
     train(made_store, tmp_path / "parts", epochs=2, seed=3)
     parts = train(made_store, tmp_path / "parts", epochs=4, seed=3)
     assert [epoch["epoch"] for epoch in parts.history] == [1, 2, 3, 4]
@@ -85,8 +89,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made_store, tmp_path):
-    whole = train(made_store, tmp_path / "whole", epochs=4, seed=3)
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
     killed = []
 
     def kill_after_the_second(epoch):
@@ -117,7 +120,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[network.model]
     parts, corpora = split(store.rows(), LabelSet(), SplitConfig()), corpora_of(store)
     rows = store.rows(COLUMNS).take(parts.train)
-    speakers = speakers_of(store, parts.train, Experiment(model=network))
+    speakers = speakers_of(store, network, parts.train, np.arange(store.rows().num_rows))
     in_memory = Examples.from_rows(rows, LabelSet(), corpora, speakers)
     in_memory.known = torch.from_numpy(speakers.know_less(rows)) if speakers else in_memory.known
     dataset = stream_rows(store, parts.train, shuffle=False)

@@ -150,7 +150,9 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     assert "trial 3/3" in out and "Best: validation UAR" in out
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
     assert len(trials) == 3 and {trial["status"] for trial in trials} <= {"finished", "stopped"}
-    first = [trial["values"] for trial in sorted(trials, key=lambda trial: trial["began"])[:2]]  # two at a time
+    trials.sort(key=lambda trial: trial["began"])  # two at a time
+    first = [trial["values"] for trial in trials[:2]]
+    assert trials[0]["began"] < trials[1]["ended"] and trials[1]["began"] < trials[0]["ended"]
     as_is = TrainConfig.for_model("cnn1d")
     assert {name: getattr(as_is, name) for name in ("learning_rate", "batch_size", "balance")} in first
     trials.sort(key=lambda trial: trial["ended"])  # of equally good ones the first counts
@@ -214,13 +216,13 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("how", "workers", "at_once"), [("random", "2", "1"), ("tpe", "1", "2")])
 def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store, how, workers, at_once):
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "15", "--patience", "15")
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "6", "--patience", "6")
     wish += ("--search", how, "--no-early-stopping", "--max-concurrent", at_once, "--workers-per-trial", workers)
     code, _, err = job("tune", *wish, "--num-samples", "50", "--time-budget-s", "0.01", "--output", "runs/search")
     assert code == 0, err
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
     assert 1 <= len(trials) <= 2 and {trial["status"] for trial in trials} == {"stopped"}
-    assert all(len(trial["curve"]) < 15 for trial in trials)
+    assert all(len(trial["curve"]) < 6 for trial in trials)
     assert Path("runs/search/best/metrics.json").exists()
 
 
@@ -249,17 +251,16 @@ def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)  # it must not wait for ever for a CPU that a trial of its own holds
-@pytest.mark.parametrize("cpus", [1, 2])
-def test_a_search_on_few_cores_comes_to_its_end(made_store, tmp_path, cpus):
+def test_a_search_on_a_single_core_comes_to_its_end(made_store, tmp_path):
     wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
-    with LocalCluster(cpus) as cluster:
+    with LocalCluster(1) as cluster:
         job = cluster.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--output", tmp_path / "search")
         said, _ = job.communicate()
     assert job.returncode == 0, said
-    assert f"2 trials of up to 1 epochs, {cpus} at a time" in said and "trial 2/2" in said
+    assert "2 trials of up to 1 epochs, 1 at a time" in said and "trial 2/2" in said
     trials = [json.loads(path.read_text()) for path in (tmp_path / "search" / "trials").glob("*.json")]
     began, ended = max(trial["began"] for trial in trials), min(trial["ended"] for trial in trials)
-    assert (began < ended) == (cpus == 2)
+    assert began >= ended
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
