@@ -102,7 +102,7 @@ def answer_knowing(model: Bundle, rows: pa.Table, count: int, column: str) -> to
     for i, kind in enumerate(kinds):
         others = generator.permutation([j for j in groups[kind] if j != i])[: max(0, count - 1)].astype(int)
         chosen = [i, *others.tolist()] if count else []
-        known[names[i]] = Heard(len(chosen), int(lengths[chosen].sum()), sum(sums[j] for j in chosen))
+        known[names[i]] = Heard(int(lengths[chosen].sum()), sum(sums[j] for j in chosen))
     alone = rows.set_column(rows.column_names.index("speaker_id"), "speaker_id", rows["utterance_id"])
     return answer(model, Examples.from_rows(alone, model.labels, speakers=model.normalizer(known)))
 

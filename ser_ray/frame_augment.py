@@ -96,10 +96,6 @@ class FrameAugment:
         speed_B = (1 + config.stretch) ** sign_BK[:, 0]
         bounds = examples.offsets[index_B], examples.offsets[index_B + 1]
         x_BTM = self._window(examples.values, *bounds, drawn_BK[:, 1], speed_B)
-        if counts := examples.known.shape[1]:
-            drawn_B = (drawn_BK[:, 7] * 2 * counts).long()  # half the clips are left with all that is known
-            scale_BM, shift_BM = examples.known[index_B, drawn_B.clamp(max=counts - 1)].unbind(1)
-            x_BTM = x_BTM.where((drawn_B >= counts)[:, None, None], x_BTM * scale_BM[:, None] + shift_BM[:, None])
         if config.pitch:
             x_BTM = shift_pitch(x_BTM, 2 ** (config.pitch / 12 * sign_BK[:, 2]), self.centers_M)
         if config.noise:

@@ -5,6 +5,7 @@ Shape suffixes: N examples, B batch, T frames, F features, C classes.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ser_ray.emotions import LabelSet
-from ser_ray.speakers import Speakers, digest_of
+from ser_ray.speakers import Speakers
 from ser_ray.store import decode
 
 CLIPS = 64  # that a network answers at a time, at most
@@ -38,7 +39,6 @@ class Examples:
         targets: `[N]` class indices.
         keys: `[N]` int64 drawn from each clip's id, whatever else is there.
         groups: `[N]` which corpus each clip is of, by its place in the list that was given; else 0.
-        known: `[N, K, 2, F]` float32, what `Speakers.know_less` gives, for training; K is 0 where there is none.
     """
 
     values: Tensor
@@ -46,7 +46,6 @@ class Examples:
     targets: Tensor
     keys: Tensor
     groups: Tensor
-    known: Tensor
 
     @classmethod
     def from_rows(
@@ -65,13 +64,12 @@ class Examples:
             speakers: By whom to normalize; None not to.
         """
         values, offsets = speakers.normalize(rows) if speakers else decode(rows.column("features"))
-        known = np.empty((len(offsets) - 1, 0, 2, 0), np.float32)
         index = {emotion: labels.index(emotion) for emotion in rows.column("emotion").unique().to_pylist()}
         targets = [-1 if index[e] is None else index[e] for e in rows.column("emotion").to_pylist()]
-        digests = map(digest_of, rows.column("utterance_id").to_pylist())
+        digests = [hashlib.sha256(name.encode()).digest() for name in rows.column("utterance_id").to_pylist()]
         keys = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
         groups = [corpora.index(name) for name in rows.column("corpus").to_pylist()] if corpora else [0] * len(keys)
-        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups, known)))
+        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups)))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Examples:
@@ -91,7 +89,7 @@ class Examples:
         """Return a copy of some examples."""
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_N.tolist()]
         offsets = torch.tensor([0, *map(len, clips)], device=self.offsets.device).cumsum(0)
-        others = (tensor[index_N] for tensor in (self.targets, self.keys, self.groups, self.known))
+        others = (tensor[index_N] for tensor in (self.targets, self.keys, self.groups))
         return Examples(torch.cat(clips), offsets, *others)
 
     def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Shared:
 def share_rows(store: Store, indices: np.ndarray, labels: LabelSet, speakers: Speakers | None = None) -> Shared:
     """Read some rows of a store, once for all workers and trainings, normalized by speakers where these are given."""
     indices, corpora = np.unique(indices), corpora_of(store)
-    examples = _to_train_on(store.take(indices, COLUMNS), labels, corpora, speakers)
+    examples = Examples.from_rows(store.take(indices, COLUMNS), labels, corpora, speakers)
     return Shared(ray.put(examples.arrays()), indices, corpora, speakers)
 
 
@@ -103,20 +103,13 @@ def batches(
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for table in tables:
-        examples = _to_train_on(table, labels, corpora, speakers).to(device)
+        examples = Examples.from_rows(table, labels, corpora, speakers).to(device)
         count = len(examples)
         if count < 2:  # batch statistics need several clips
             continue
         order_N = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         for index_B in order_N.to(device).tensor_split(min(-(-count // batch_size), count // 2)):
             yield examples, index_B
-
-
-def _to_train_on(rows: pa.Table, labels: LabelSet, corpora: Sequence[str], speakers: Speakers | None) -> Examples:
-    examples = Examples.from_rows(rows, labels, corpora, speakers)
-    if speakers:
-        examples.known = torch.from_numpy(speakers.know_less(rows))
-    return examples
 
 
 def statistics(store: Store, indices: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ def augment(values, offsets, index, epoch=1, seed=0, **strengths):
     changes = FrameAugment(FrameAugmentConfig(**{**NOTHING, **strengths}), CONFIG, torch.full((64,), -50.0), seed)
     keys = torch.arange(len(offsets) - 1) + 1000
     zeros = torch.zeros_like(keys)
-    examples = Examples(values, torch.tensor(offsets), zeros, keys, zeros, torch.empty(len(keys), 0, 2, 0))
+    examples = Examples(values, torch.tensor(offsets), zeros, keys, zeros)
     return changes(examples, torch.tensor(index), epoch)
 
 

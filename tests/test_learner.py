@@ -29,7 +29,7 @@ def make_clips(count=24, seed=0):
         clip[:, 4 * target : 4 * target + 4] += 10
     offsets = torch.tensor([0, *np.cumsum([len(clip) for clip in clips])])
     keys = torch.from_numpy(draw.integers(-(2**62), 2**62, count))
-    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys), torch.empty(len(keys), 0, 2, 0))
+    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys))
 
 
 def make_learner(clips, config=None, network=None, **options):

@@ -1,17 +1,12 @@
-"""Normalization by speaker: by all clips, by some, by none."""
+"""Normalization by speaker: by all that is known of each."""
 
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
-from ser_ray.emotions import LabelSet
-from ser_ray.features import FeatureConfig
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import Examples
-from ser_ray.speakers import COUNTS, USUAL_FRAMES, Speakers, digest_of, hear_speakers, sums_of
+from ser_ray.speakers import USUAL_FRAMES, Heard, Speakers, hear_speakers, sums_of
 from ser_ray.store import decode
 
 BANDS = 64
@@ -77,60 +72,17 @@ def test_clips_are_brought_to_the_usual_by_all_that_is_known(rows, speakers):
     assert np.abs(loud.mean(0) - USUAL_2F[0]).max() < 2 and np.abs(loud.std(0) / USUAL_2F[1] - 1).max() < 0.1
 
 
-def test_any_number_of_clips_may_be_known(rows, speakers):
-    raw, offsets = decode(rows["features"])
-    clips = [raw[begin:end] for begin, end in pairwise(offsets)]
-    values, _ = speakers.normalize(rows)
-    known = speakers.know_less(rows)
-    assert known.shape == (44, len(COUNTS), 2, BANDS)
-
-    def as_known(i, count):
-        scale_F, shift_F = known[i, COUNTS.index(count)]
-        return values[offsets[i] : offsets[i + 1]] * scale_F + shift_F
-
-    def is_by(frames, i, others):
-        own_F, std_F = by_hand([clips[i], *(clips[j] for j in others)])
-        return np.allclose(frames, (clips[i] - own_F) / std_F * USUAL_2F[1] + USUAL_2F[0], atol=2e-3)
-
-    for i in (0, 41):
-        np.testing.assert_allclose(as_known(i, 0), clips[i], atol=1e-3)
-        assert is_by(as_known(i, 1), i, [])
-    assert sum(is_by(as_known(41, 2), 41, [other]) for other in (40, 42)) == 1
-    assert sum(is_by(as_known(0, 2), 0, [other]) for other in range(1, 40)) == 1
-    ring = sorted(range(40), key=lambda j: digest_of(f"loud/{j}"))[:32]  # that are kept of the loud speaker
-    first = int.from_bytes(digest_of("loud/0")[:4], "little") % 32
-    others = [j for j in ring[first:] + ring[:first] if j != 0]
-    for count in COUNTS[3:]:  # of the quiet speaker, there are no more than are known anyway
-        assert np.allclose(known[41, COUNTS.index(count)], [[1], [0]]) and is_by(as_known(41, count), 41, [40, 42])
-        assert is_by(as_known(0, count), 0, others[: count - 1])
-
-
-def test_what_is_known_does_not_depend_on_shards(rows, speakers):
+def test_what_is_known_does_not_depend_on_shards_and_nobody_else_is(rows, speakers):
     turned = Speakers(USUAL_2F, hear_speakers(Shards(rows.take(pa.array(range(43, -1, -1)))), {"loud", "quiet"}))
-    np.testing.assert_allclose(turned.know_less(rows), speakers.know_less(rows), atol=1e-4)
-    assert set(hear_speakers(Shards(rows), {"loud"})) == {"loud"}
-    raw, _ = decode(rows["features"])
-    np.testing.assert_allclose(Speakers(USUAL_2F, {}).normalize(rows)[0], raw, rtol=1e-6)
-
-
-def test_training_hears_a_clip_as_if_fewer_were_known(rows, speakers):
-    examples = Examples.from_rows(rows, LabelSet(), speakers=speakers)
-    examples.known = torch.from_numpy(speakers.know_less(rows))
-    nothing = dict(window_s=1.0, stretch=0, pitch=0, noise=0, gain=0, mask_s=0, mask_bands=0, mixup=0)
-    augment = FrameAugment(FrameAugmentConfig(**nothing), FeatureConfig.for_kind("log_mel"), torch.zeros(BANDS), 0)
-    index_B = torch.arange(44)
-    bare = Examples.from_rows(rows, LabelSet(), speakers=speakers)
-    met = set()
-    for epoch in range(1, 30):
-        there, plain = augment(examples, index_B, epoch), augment(bare, index_B, epoch)
-        for k in range(len(COUNTS)):
-            wanted = plain[0] * examples.known[0, k, 0] + examples.known[0, k, 1]
-            met |= {COUNTS[k]} if torch.allclose(there[0], wanted, atol=1e-4) else set()
-        met |= {"all"} if torch.equal(there[0], plain[0]) else set()
-    assert met == {*COUNTS, "all"}
+    np.testing.assert_allclose(turned.normalize(rows)[0], speakers.normalize(rows)[0], atol=1e-4)
+    one = Speakers(USUAL_2F, hear_speakers(Shards(rows), {"loud"}))
+    assert set(one.heard) == {"loud"}
+    raw, offsets = decode(rows["features"])
+    left = one.normalize(rows)[0][offsets[40] :]
+    np.testing.assert_allclose(left, raw[offsets[40] :], rtol=1e-5)
 
 
 def test_bands_that_hardly_change_are_not_blown_up():
     frames = np.tile(USUAL_2F[0], (100_000, 1))
-    scale_F, _ = Speakers(USUAL_2F, {}).scale_and_shift(sums_of(frames), len(frames))
+    scale_F, _ = Speakers(USUAL_2F, {"flat": Heard(len(frames), sums_of(frames))}).scale_and_shift("flat")
     np.testing.assert_allclose(scale_F, USUAL_2F[1], rtol=1e-3)  # to a standard deviation of 1 dB at least

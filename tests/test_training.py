@@ -122,7 +122,6 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     rows = store.rows(COLUMNS).take(parts.train)
     speakers = speakers_of(store, network, parts.train, np.arange(store.rows().num_rows))
     in_memory = Examples.from_rows(rows, LabelSet(), corpora, speakers)
-    in_memory.known = torch.from_numpy(speakers.know_less(rows)) if speakers else in_memory.known
     dataset = stream_rows(store, parts.train, shuffle=False)
     names = [(row["utterance_id"], row["augmentation"]) for row in dataset.iter_rows()]
     wanted = list(zip(rows["utterance_id"].to_pylist(), rows["augmentation"].to_pylist(), strict=True))
