@@ -34,7 +34,7 @@ class ModelConfig:
         pooling: How `log_mel_resnet` pools over time: by `attention`, or by the plain `mean`; with standard deviations.
         clip_mean: Whether `log_mel_resnet` sees a clip's mean over time: `kept`, `removed`, or `both` in two channels.
         speaker_norm: Normalize the bands of `log_mel_resnet` by their mean and standard deviation over all clips of the
-            same speaker, tested ones too, without a look at emotions. It helps the more clips of each are known.
+            same speaker, tested ones too, without a look at emotions; best with many clips of each.
     """
 
     model: str = DEFAULT_MODEL
