@@ -62,8 +62,6 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
     root, _ = finished
     model = bundle.load(root)
     rows, chosen = experiment.choose_rows(made_store, todo())
-    from ser_ray.splits import split
-
     parts = split(rows, model.labels, SplitConfig())
     table = run.predict_rows(model, made_store, chosen[parts.test], None)
     before = pq.read_table(f"{root}/predictions.parquet")
@@ -74,17 +72,15 @@ def test_the_bundle_gives_the_same_probabilities(finished, made_store):
 
 
 def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answer_together(made_store, tmp_path):
-    wish = todo(members=2, epochs=2, monitor="validation_uar", schedule="one-cycle")
+    wish = todo(members=3, epochs=2, monitor="validation_uar", schedule="one-cycle")
     root = str(tmp_path / "run")
     scores = run.run(made_store, wish, root, "")
-    assert scores["best_epoch"] in (1, 2) and "2 networks" in scores["description"]
+    assert scores["best_epoch"] in (1, 2) and "3 networks" in scores["description"]
     with open(tmp_path / "run" / "history.csv") as stream:
         history = [(row["member"], row["epoch"], bool(row["validation_uar"])) for row in csv.DictReader(stream)]
-    assert history == [(str(k), str(epoch), k == 0) for k in range(2) for epoch in (1, 2)]
+    assert history == [(str(k), str(epoch), k == 0) for k in range(3) for epoch in (1, 2)]
     model = bundle.load(root)
     rows, chosen = experiment.choose_rows(made_store, wish)
-    from ser_ray.splits import split
-
     parts = split(rows, model.labels, SplitConfig())
     table = run.predict_rows(model, made_store, chosen[parts.test], None)
     before = pq.read_table(tmp_path / "run" / "predictions.parquet")
@@ -94,11 +90,11 @@ def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answ
     # What each was trained on shows in the statistics by which it standardizes.
     examples = Examples.from_rows(made_store.rows(COLUMNS), model.labels)
     heard = np.union1d(parts.train, parts.validation)
-    for member, trained in zip(model.network.members, (parts.train, heard), strict=True):
+    for member, trained in zip(model.network.members, (parts.train, heard, heard), strict=True):
         mean_F, _ = examples.statistics(torch.from_numpy(chosen[trained]))
         torch.testing.assert_close(member.standardize.mean_F.double(), mean_F, rtol=1e-5, atol=1e-5)
-    first, second = (member.classify.weight for member in model.network.members)
-    assert not torch.equal(first, second)
+    first, second, third = (member.classify.weight for member in model.network.members)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
     with pytest.raises(UserError, match="--members must be 1 or more, got 0"):
         todo(members=0)
     with pytest.raises(UserError, match="--members 2: only the first is validated, so it takes --schedule one-cycle"):
@@ -137,9 +133,6 @@ def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
     _, scores = finished  # by one worker
     if workers != "1":
         scores = run.run(made_store, todo(num_workers=workers), str(tmp_path / "run"), "")
-    from ser_ray.emotions import LabelSet
-    from ser_ray.splits import split
-
     expected = split(made_store.rows(), LabelSet(), SplitConfig())
     assert scores["num_test"] == len(expected.test)
     assert scores["timing"]["num_workers"] == int(workers)
