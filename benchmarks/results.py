@@ -71,7 +71,8 @@ one of RAVDESS, and was left for being more to understand. Targets of training s
 the speaker, and more label smoothing, were tried on one fold of CREMA-D and left. Tested speakers of CREMA-D were
 looked at, besides, by two earlier kinds: one that brought all bands to a mean of 0 and a deviation of 15 dB, without
 usual speech beside a speaker's own (68.0), and, on two folds, the one that heard fewer clips (64.7 and 66.5; those
-below 67.0 and 68.6); and by the networks below for that table.
+below 67.0 and 68.6). Those of both were looked at for that table, too, by the networks below: of RAVDESS's three the
+first.
 
 Tried on validation speakers of two folds of RAVDESS, one network each, and left: training steps that hear 2 s or 4 s of
 a clip instead of 3 s, 128 bands of 128 ms frames, self-attention over time, random filters; and a start from a network
@@ -80,8 +81,8 @@ stronger mixup and a start from RAVDESS and TESS.
 
 CREMA-D was given 40 epochs beforehand: its epochs have more than twice the clips of one of RAVDESS. "× 3" are three
 members that answer together; the first is validated, the others learn from its validation speakers too. Of the
-three by speaker on RAVDESS the first had been trained and tested before (69.2 alone) and was taken as it was, so its
-training is not in their time.
+three by speaker on RAVDESS that first one had been trained and tested before, alone (69.2), and was taken as it was, so
+its training is not in their time. There are three as in the plain run.
 
 A search was held against the default settings: `python jobs/tune.py --data CORPORA --corpus ravdess --protocol emobox
 --epochs 24 --num-samples 60 --time-budget-s 1200 --precision bf16`, which begins with them. Of 17 trials the best
