@@ -19,18 +19,19 @@ import numpy as np
 from featurize import machine, versions  # the benchmark beside this one
 from torch import nn
 
-from ser_ray import cli, storage
-from ser_ray.console import say, show_table
-from ser_ray.emotions import parse_labels
-from ser_ray.errors import UserError
-from ser_ray.experiment import choose_rows
-from ser_ray.flags import open_store, parse_experiment
-from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar, predict_logits
-from ser_ray.results import claim, show_epoch
-from ser_ray.search_space import settle
-from ser_ray.splits import split
-from ser_ray.training import fit
-from ser_ray.training_data import speakers_of
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import pick_config, run_job
+from ser_ray.experiment.experiment import choose_rows
+from ser_ray.experiment.flags import open_store, parse_experiment
+from ser_ray.experiment.splits import split
+from ser_ray.model.examples import COLUMNS, Examples, accuracy_and_uar, predict_logits
+from ser_ray.scores.run_folder import claim, show_epoch
+from ser_ray.search.space import settle
+from ser_ray.speech.emotions import parse_labels
+from ser_ray.training.fit import fit
+from ser_ray.training.worker_rows import speakers_of
 
 AWAY = {
     "all of it": {},
@@ -81,7 +82,7 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     experiment, values = parse_experiment(argv, __doc__, Flags, without=("members", "start_from"))
-    flags = cli.pick(Flags, values)
+    flags = pick_config(Flags, values)
     if not flags.data and not flags.store:
         raise UserError("--data is missing: name the folders that hold your corpora")
     if unknown := set(flags.rows) - set(AWAY):
@@ -134,4 +135,4 @@ def score_corpora(network: nn.Module, examples: Examples, corpora: list[str]) ->
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

@@ -28,11 +28,12 @@ import pyarrow.parquet as pq
 from featurize import machine, versions  # the benchmark beside this one
 from local_cluster import ROOT, LocalCluster, descendants, kill_tree
 
-from ser_ray import cli, storage
-from ser_ray.console import say, show_table
-from ser_ray.corpora import synthetic
-from ser_ray.errors import UserError
-from ser_ray.store import METADATA, Store
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.speech import made as synthetic
+from ser_ray.store.store import METADATA, Store
 
 FEATURIZE, TRAIN = ROOT / "jobs" / "featurize.py", ROOT / "jobs" / "train.py"
 KILLS = 10
@@ -276,7 +277,7 @@ SCENES: dict[str, Callable[[Chaos], dict[str, Any]]] = {
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     if unknown := set(flags.only) - set(SCENES):
         raise UserError(f"--only {min(unknown)}: choose from {'; '.join(SCENES)}")
     data = synthetic.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
@@ -299,4 +300,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

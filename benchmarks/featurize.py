@@ -23,14 +23,16 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ser_ray import augment, cli, storage
-from ser_ray.audio import AudioError, decode
-from ser_ray.augment import PITCH_RATE, STRETCH_RATE
-from ser_ray.console import say, show_table
-from ser_ray.corpora import discover
-from ser_ray.errors import UserError
-from ser_ray.features import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks, parse_augmentation
-from ser_ray.featurizer import Featurizer, use_one_core
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, run_job
+from ser_ray.features.kernels import copies as augment
+from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE
+from ser_ray.features.kernels.spectra import Featurizer, use_one_core
+from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks, parse_augmentation
+from ser_ray.speech.audio import AudioError, decode
+from ser_ray.speech.corpora import discover
 
 TURN = 10  # clips that one side takes before the other does
 WARM_UP = 10  # clips of each side that are not counted: caches fill, librosa compiles
@@ -55,7 +57,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> None:
-    values = cli.parse(argv, __doc__, Flags)
+    values = parse_flags(argv, __doc__, Flags)
     paths = draw_clips(values["data"], values["clips"] + WARM_UP)
     with threadpool_limits(limits=1):
         use_one_core()
@@ -196,4 +198,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

@@ -30,12 +30,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray import cli, storage
-from ser_ray.console import say, show_table
-from ser_ray.corpora import discover, synthetic
-from ser_ray.features import FeaturizeConfig, draw_banks
-from ser_ray.featurize_task import read_clip
-from ser_ray.featurizer import Featurizer, use_one_core
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.features.kernels.spectra import Featurizer, use_one_core
+from ser_ray.features.settings import FeaturizeConfig, draw_banks
+from ser_ray.speech import made as synthetic
+from ser_ray.speech.corpora import discover
+from ser_ray.store.task import read_clip
 
 JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"
 SAMPLE = 1000  # clips that the kernel is timed on
@@ -89,7 +91,7 @@ def time_all_cores(data: list[str], clips: int, cores: int) -> float:
         return sum(pool.map(time_kernel, [data] * cores, [clips] * cores))
 
 
-def run_job(data: list[str], cpus: int | None) -> dict[str, Any]:
+def time_job(data: list[str], cpus: int | None) -> dict[str, Any]:
     """Run the job into a fresh store.
 
     Args:
@@ -172,15 +174,15 @@ def pss_mb(pid: int, kind: str = "Pss") -> float:
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     data = synthetic.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     before = time_kernel(data, flags.clips), time_all_cores(data, flags.clips, cores)
-    runs = {"all cores": run_job(data, None)}
+    runs = {"all cores": time_job(data, None)}
     after = time_kernel(data, flags.clips), time_all_cores(data, flags.clips, cores)
     kernel, kernels = (mean(pair) for pair in zip(before, after, strict=True))
     if flags.scaling and cores > 1:
-        runs["one core"] = run_job(data, 1)
+        runs["one core"] = time_job(data, 1)
     figures = {
         "clips": flags.clips,
         "cores": cores,
@@ -212,4 +214,4 @@ def _ratio(one: float | None, other: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

@@ -22,13 +22,15 @@ import numpy as np
 import pyarrow as pa
 from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray import cli, featurize, storage
-from ser_ray.accounts import settle
-from ser_ray.console import say, show_table
-from ser_ray.corpora import discover
-from ser_ray.emotions import EMOTIONS
-from ser_ray.features import FeatureConfig, FeaturizeConfig
-from ser_ray.store import METADATA, Store, encode, feature_type, row_schema
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+from ser_ray.speech.corpora import discover
+from ser_ray.speech.emotions import EMOTIONS
+from ser_ray.store import pipeline as featurize
+from ser_ray.store.accounts import settle
+from ser_ray.store.store import METADATA, Store, encode, feature_type, row_schema
 
 PER_FOLDER, SPEAKERS = 10_000, 5_000
 
@@ -82,7 +84,7 @@ def write_shards(store: Store, clips: list[Any], features: FeatureConfig) -> Non
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     table: list[dict[str, Any]] = []
 
     def measure(what: str, work: Callable[[], Any]) -> Any:
@@ -113,4 +115,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

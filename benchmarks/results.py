@@ -13,10 +13,11 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from ser_ray import cli, storage
-from ser_ray.console import say
-from ser_ray.errors import UserError
-from ser_ray.results import read_run
+from ser_ray.base import storage
+from ser_ray.base.console import say
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, run_job
+from ser_ray.scores.run_folder import read_run
 
 PUBLISHED = """\
 | system | protocol | RAVDESS, UAR % | SAVEE, UAR % |
@@ -134,7 +135,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> None:
-    values = cli.parse(argv, __doc__, Flags)
+    values = parse_flags(argv, __doc__, Flags)
     folder = values["output"].removesuffix(".md")
     for place in values["runs"]:
         run = figures(read_run(place)[0])
@@ -360,4 +361,4 @@ def between(interval: list[float] | None) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

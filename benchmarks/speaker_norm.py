@@ -21,14 +21,15 @@ import pyarrow as pa
 import torch
 from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray import cli, storage
-from ser_ray.bundle import Bundle, answer, load
-from ser_ray.console import say, show_table
-from ser_ray.errors import UserError
-from ser_ray.inference import COLUMNS, Examples, accuracy_and_uar
-from ser_ray.results import read_run
-from ser_ray.speakers import Heard, sums_of
-from ser_ray.store import Store, decode
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.model.bundle import Bundle, answer, load
+from ser_ray.model.examples import COLUMNS, Examples, accuracy_and_uar
+from ser_ray.model.speakers import Heard, sums_of
+from ser_ray.scores.run_folder import read_run
+from ser_ray.store.store import Store, decode
 
 CLIPS = (0, 1, 2, 5, 10, 20)  # that are known of a speaker, and then all
 SEED = 0
@@ -50,7 +51,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     if not flags.run or not flags.store:
         raise UserError("--run or --store is missing: name a finished run and the feature store that it used")
     scores, _ = read_run(flags.run)
@@ -108,4 +109,4 @@ def answer_knowing(model: Bundle, rows: pa.Table, count: int, column: str) -> to
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

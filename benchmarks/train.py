@@ -30,18 +30,19 @@ import ray
 import torch
 from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray import cli, storage
-from ser_ray.cluster import connect
-from ser_ray.console import say, show_table
-from ser_ray.emotions import EMOTIONS, LabelSet
-from ser_ray.features import FeatureConfig
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import COLUMNS, Examples
-from ser_ray.learner import Learner, TrainConfig, deal
-from ser_ray.models import ModelConfig, build
-from ser_ray.splits import Split
-from ser_ray.store import FORMAT, METADATA, Store, encode, feature_type, fingerprint, row_schema
-from ser_ray.training import fit
+from ser_ray.base import storage
+from ser_ray.base.cluster import connect
+from ser_ray.base.console import say, show_table
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.experiment.splits import Split
+from ser_ray.features.settings import FeatureConfig
+from ser_ray.model.examples import COLUMNS, Examples
+from ser_ray.networks.models import ModelConfig, build
+from ser_ray.speech.emotions import EMOTIONS, LabelSet
+from ser_ray.store.store import FORMAT, METADATA, Store, encode, feature_type, fingerprint, row_schema
+from ser_ray.training.fit import fit
+from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
+from ser_ray.training.learner import Learner, TrainConfig, deal
 
 FRAMES = (120, 240)  # shortest and longest clip: 2 to 4 seconds
 SHARD = 250
@@ -131,7 +132,7 @@ def time_ray(store: Store, parts: Split, config: TrainConfig, root: str) -> tupl
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(f"{folder}/store", flags.clips)
@@ -183,4 +184,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(run_job(main))

@@ -30,20 +30,21 @@ from featurize_job import pss_mb
 from local_cluster import descendants
 from train import FRAMES, make_store
 
-from ser_ray import cli, storage
-from ser_ray.cluster import connect
-from ser_ray.console import say, show_table
-from ser_ray.corpora import discover
-from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment
-from ser_ray.features import FeatureConfig, FeaturizeConfig
-from ser_ray.featurize import featurize
-from ser_ray.learner import TrainConfig
-from ser_ray.models import ModelConfig
-from ser_ray.search_space import DEFAULTS, TuneConfig
-from ser_ray.splits import SplitConfig
-from ser_ray.store import Store
-from ser_ray.tuning import search
+from ser_ray.base import storage
+from ser_ray.base.cluster import connect
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.experiment.experiment import Experiment
+from ser_ray.experiment.splits import SplitConfig
+from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+from ser_ray.networks.models import ModelConfig
+from ser_ray.search.search import search
+from ser_ray.search.space import DEFAULTS, TuneConfig
+from ser_ray.speech.corpora import discover
+from ser_ray.store.pipeline import featurize
+from ser_ray.store.store import Store
+from ser_ray.training.learner import TrainConfig
 
 SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if name not in ("width", "depth")}
 MANY = 8  # trials whose memory is compared with that of one
@@ -211,7 +212,7 @@ def compare_memory(flags: Flags, folder: str) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     if not flags.data:
         raise UserError("--data is missing: name the folders that hold your corpora")
     load = os.getloadavg()[0]
@@ -248,4 +249,4 @@ def _said(run: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

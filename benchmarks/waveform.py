@@ -21,20 +21,21 @@ import numpy as np
 import torch
 from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray import cli, storage
-from ser_ray.audio import AudioError
-from ser_ray.console import say, show_table
-from ser_ray.corpora import discover
-from ser_ray.emotions import LabelSet
-from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, draw_banks
-from ser_ray.featurize_task import read_clip
-from ser_ray.featurizer import Featurizer
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import Examples
-from ser_ray.learner import Learner, TrainConfig, deal
-from ser_ray.models import ModelConfig, build
-from ser_ray.utterance import Utterance
+from ser_ray.base import storage
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.features.kernels.spectra import Featurizer
+from ser_ray.features.settings import FeatureConfig, draw_banks
+from ser_ray.model.examples import Examples
+from ser_ray.networks.models import ModelConfig, build
+from ser_ray.speech.audio import AudioError
+from ser_ray.speech.corpora import discover
+from ser_ray.speech.emotions import LabelSet
+from ser_ray.speech.utterance import Utterance
+from ser_ray.store.task import read_clip
+from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
+from ser_ray.training.learner import Learner, TrainConfig, deal
 
 ON_SOUND = ("noise+stretch+pitch",)
 ROUNDS = 5
@@ -85,7 +86,7 @@ def train(learner: Learner, examples: Examples, batches: list[torch.Tensor], epo
 
 
 def main(argv: list[str]) -> None:
-    flags = cli.pick(Flags, cli.parse(argv, __doc__, Flags))
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     if not flags.data:
         raise UserError("--data is missing: name the folders that hold your corpora")
     torch.set_num_threads(1)
@@ -140,4 +141,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

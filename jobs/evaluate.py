@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ser_ray import cli, storage
-from ser_ray.console import say
-from ser_ray.errors import UserError
-from ser_ray.evaluation import compare, evaluate, load_models, show_comparison
-from ser_ray.features import FeaturizeConfig
-from ser_ray.featurize import featurize, find_and_connect
-from ser_ray.results import fresh_root, read_run, refuse_finished, show_scores
+from ser_ray.base import storage
+from ser_ray.base.console import say
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, run_job
+from ser_ray.experiment.evaluation import compare, evaluate, load_models, show_comparison
+from ser_ray.features.settings import FeaturizeConfig
+from ser_ray.scores.run_folder import fresh_root, read_run, refuse_finished, show_scores
+from ser_ray.store.pipeline import featurize, find_and_connect
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, score or compare, say where the results are."""
-    values = cli.parse(argv, __doc__, Flags)
+    values = parse_flags(argv, __doc__, Flags)
     command = shlex.join(["python", *sys.argv])
     if bool(values["run"]) == bool(values["compare"]):
         raise UserError("name one of --run RUN and --compare RUN RUN")
@@ -79,4 +80,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

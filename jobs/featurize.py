@@ -10,11 +10,11 @@ Killed and started again, it goes on where it was.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ser_ray import cli
-from ser_ray.console import say
-from ser_ray.errors import UserError
-from ser_ray.features import DEFAULT_MODEL, FEATURES_OF, FeatureConfig, FeaturizeConfig
-from ser_ray.featurize import featurize, find_and_connect
+from ser_ray.base.console import say
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, peek_flag, pick_config, run_job
+from ser_ray.features.settings import DEFAULT_MODEL, FEATURES_OF, FeatureConfig, FeaturizeConfig
+from ser_ray.store.pipeline import featurize, find_and_connect
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize, say where the store is."""
-    usual = FeatureConfig.for_kind(cli.peek(argv, "features") or FEATURES_OF[DEFAULT_MODEL])
-    values = cli.parse(argv, __doc__, Flags, FeaturizeConfig, defaults=vars(usual))
+    usual = FeatureConfig.for_kind(peek_flag(argv, "features") or FEATURES_OF[DEFAULT_MODEL])
+    values = parse_flags(argv, __doc__, Flags, FeaturizeConfig, defaults=vars(usual))
     if not values["data"]:
         raise UserError("--data is missing: name the folders that hold your corpora")
-    config = cli.pick(FeaturizeConfig, values)
+    config = pick_config(FeaturizeConfig, values)
     manifest = find_and_connect(values["data"], values["verbose"])
     store = featurize(manifest, config, values["store"], values["device"])
     say(f"Store: {store.root}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ser_ray import cli, storage
-from ser_ray.console import say
-from ser_ray.crossval import cross_validate
-from ser_ray.flags import open_store, parse_experiment
-from ser_ray.results import fresh_root, refuse_finished, show_scores
-from ser_ray.run import run
+from ser_ray.base import storage
+from ser_ray.base.console import say
+from ser_ray.base.settings import run_job
+from ser_ray.experiment.crossval import cross_validate
+from ser_ray.experiment.flags import open_store, parse_experiment
+from ser_ray.experiment.run import run
+from ser_ray.scores.run_folder import fresh_root, refuse_finished, show_scores
 
 
 @dataclass(frozen=True)
@@ -63,4 +64,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

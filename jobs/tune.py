@@ -15,13 +15,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ser_ray import cli, storage
-from ser_ray.console import say
-from ser_ray.errors import UserError
-from ser_ray.flags import open_store, parse_experiment
-from ser_ray.results import fresh_root, show_scores
-from ser_ray.search_space import TuneConfig, read_space
-from ser_ray.tuning import tune
+from ser_ray.base import storage
+from ser_ray.base.console import say
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import pick_config, run_job
+from ser_ray.experiment.flags import open_store, parse_experiment
+from ser_ray.scores.run_folder import fresh_root, show_scores
+from ser_ray.search.search import tune
+from ser_ray.search.space import TuneConfig, read_space
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Flags:
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, search, say where the results are."""
     experiment, values = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers", "start_from"))
-    space, config = read_space(values["space"], experiment), cli.pick(TuneConfig, values)
+    space, config = read_space(values["space"], experiment), pick_config(TuneConfig, values)
     output = storage.normalize(values["output"] or fresh_root("tune"))
     begun = storage.exists(storage.join(output, "run.json"))
     if begun and not values["resume"]:
@@ -68,4 +69,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_job(main)

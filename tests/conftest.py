@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ser_ray import cli
-from ser_ray.corpora import discover, synthetic
+from ser_ray.base.settings import run_job
+from ser_ray.speech import made as synthetic
+from ser_ray.speech.corpora import discover
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def local_ray(tmp_path_factory):
     """A Ray of the tests' own; four CPUs by name, whatever the machine has."""
     import ray
 
-    from ser_ray import cluster
+    from ser_ray.base import cluster
 
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -43,8 +44,8 @@ def made(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def made_store(local_ray, made, tmp_path_factory):
     """A finished feature store of the made speech."""
-    from ser_ray.features import FeaturizeConfig
-    from ser_ray.featurize import featurize
+    from ser_ray.features.settings import FeaturizeConfig
+    from ser_ray.store.pipeline import featurize
 
     return featurize(discover(made), FeaturizeConfig(), str(tmp_path_factory.mktemp("store") / "made"))
 
@@ -52,8 +53,8 @@ def made_store(local_ray, made, tmp_path_factory):
 @pytest.fixture(scope="session")
 def made_frames(local_ray, made, tmp_path_factory):
     """A finished store of the made speech as log-mel frames."""
-    from ser_ray.features import FeatureConfig, FeaturizeConfig
-    from ser_ray.featurize import featurize
+    from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+    from ser_ray.store.pipeline import featurize
 
     config = FeaturizeConfig(FeatureConfig.for_kind("log_mel"))
     return featurize(discover(made), config, str(tmp_path_factory.mktemp("store") / "frames"))
@@ -71,7 +72,7 @@ def job(monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *map(str, argv)])
         code = 0
         try:
-            cli.run(module.main)
+            run_job(module.main)
         except SystemExit as stop:
             code = stop.code
         return code, *capfd.readouterr()

@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 from pyarrow import fs
 
-from ser_ray.audio import AudioError, decode
+from ser_ray.speech.audio import AudioError, decode
 
 WINDOW = {"sample_rate": 22_050, "offset_s": 0.6, "duration_s": 2.5}
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from ser_ray import augment
-from ser_ray.audio import decode
-from ser_ray.augment import PITCH_RATE, STRETCH_RATE, make_generator, phase_vocoder, resample
-from ser_ray.errors import UserError
-from ser_ray.features import DEFAULT_AUGMENTATIONS, parse_augmentation
+from ser_ray.base.errors import UserError
+from ser_ray.features.kernels import copies as augment
+from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE, make_generator, phase_vocoder, resample
+from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, parse_augmentation
+from ser_ray.speech.audio import decode
 
 RATE = 22_050
 

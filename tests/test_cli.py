@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ser_ray import cli
-from ser_ray.errors import UserError
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, peek_flag, pick_config, run_job
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Flags:
 
 
 def parse(*argv):
-    return cli.parse(argv, "A job.", Flags)
+    return parse_flags(argv, "A job.", Flags)
 
 
 def test_flags_are_flat_and_shared_fields_stand_once():
@@ -53,7 +53,7 @@ def test_flags_are_flat_and_shared_fields_stand_once():
         **{"seed": 1, "config": None, "kind": "log_mel"},
         **{"width": 3, "rate": 0.1, "names": ("a", "b")},
     }
-    assert cli.pick(Flags, {**values, "rate": 1.0}) == Flags(Net(3, 1.0, 1, ("a", "b")), 1, None, "log_mel")
+    assert pick_config(Flags, {**values, "rate": 1.0}) == Flags(Net(3, 1.0, 1, ("a", "b")), 1, None, "log_mel")
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_flag_beats_the_config_file(tmp_path, name, write):
     path.write_text(write({"width": 5, "names": ["p", "q"], "seed": 7}))
     values = parse("--config", str(path), "--width", "6")
     assert (values["width"], values["names"], values["seed"]) == (6, ("p", "q"), 7)
-    assert cli.peek(["--config", str(path)], "seed") == "7"
-    assert cli.peek([f"--config={path}", "--seed=8"], "seed") == "8"
+    assert peek_flag(["--config", str(path)], "seed") == "7"
+    assert peek_flag([f"--config={path}", "--seed=8"], "seed") == "8"
 
 
 @pytest.mark.parametrize("text", ["widht: 3", "- 1\n- 2", "{", ""])
@@ -100,15 +100,15 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys):
         raise UserError("no such thing; name another")
 
     with pytest.raises(SystemExit) as stop:
-        cli.run(job)
+        run_job(job)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "no such thing; name another\n"
 
 
 @pytest.mark.parametrize("say", ["print", "say"])
 def test_output_that_nobody_reads_to_its_end_is_no_error(say):
-    code = "from ser_ray import cli; from ser_ray.console import say; "
-    code += f"cli.run(lambda argv: [{say}('x' * 1000) for _ in range(1000)])"
+    code = "from ser_ray.base.settings import run_job; from ser_ray.base.console import say; "
+    code += f"run_job(lambda argv: [{say}('x' * 1000) for _ in range(1000)])"
     job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert job.stdout.readline() == "x" * 1000 + "\n"
     job.stdout.close()

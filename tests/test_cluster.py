@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from local_cluster import ROOT, LocalCluster
 
-from ser_ray.corpora import discover, synthetic
-from ser_ray.features import FeaturizeConfig
-from ser_ray.featurize import featurize
-from ser_ray.store import METADATA, Store
+from ser_ray.features.settings import FeaturizeConfig
+from ser_ray.speech import made as synthetic
+from ser_ray.speech.corpora import discover
+from ser_ray.store.pipeline import featurize
+from ser_ray.store.store import METADATA, Store
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc"),
@@ -97,7 +98,7 @@ def test_more_cpus_than_any_node_brings_are_refused_in_time(cluster, store, tmp_
 
 def test_nodes_that_an_autoscaler_brings_are_waited_for(made_store, tmp_path):
     with LocalCluster(node_types={"pretended": ({"CPU": 1, "GPU": 1}, 2)}) as cluster:
-        code = "from ser_ray.cluster import connect, plan_workers; connect(); print(plan_workers('2', 'cuda'))"
+        code = "from ser_ray.base.cluster import connect, plan_workers; connect(); print(plan_workers('2', 'cuda'))"
         job = cluster.start("-c", code)
         said, _ = job.communicate(timeout=120)
         assert job.returncode == 0, said

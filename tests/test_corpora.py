@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from ser_ray import storage
-from ser_ray.corpora import CORPORA, audit, crema_d, discover, ravdess, savee, tess
-from ser_ray.emotions import EMOTIONS
-from ser_ray.errors import UserError
-from ser_ray.storage import open_read
-from ser_ray.utterance import Reject
+from ser_ray.base import storage
+from ser_ray.base.errors import UserError
+from ser_ray.base.storage import open_read
+from ser_ray.speech.corpora import CORPORA, audit, crema_d, discover, ravdess, savee, tess
+from ser_ray.speech.emotions import EMOTIONS
+from ser_ray.speech.utterance import Reject
 
 SHARED = os.environ.get("SER_RAY_CORPORA")
 needs_corpora = pytest.mark.skipif(not SHARED, reason="SER_RAY_CORPORA is not set")

@@ -9,7 +9,7 @@ import ray
 import yaml
 
 import ser_ray
-from ser_ray.flags import parse_experiment
+from ser_ray.experiment.flags import parse_experiment
 
 ROOT = Path(__file__).parent.parent
 IMAGE = f"REGISTRY/ser-ray:{ser_ray.__version__}"

@@ -1,7 +1,7 @@
 import pytest
 
-from ser_ray.emotions import EMOTIONS, SIX, parse_emotion, parse_labels
-from ser_ray.errors import UserError
+from ser_ray.base.errors import UserError
+from ser_ray.speech.emotions import EMOTIONS, SIX, parse_emotion, parse_labels
 
 
 def test_the_order_is_fixed():

@@ -8,18 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ser_ray import bundle, evaluation, experiment, metrics, run
-from ser_ray.emotions import LabelSet
-from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment
-from ser_ray.features import FeatureConfig
-from ser_ray.frame_augment import VIEWS
-from ser_ray.inference import COLUMNS, Examples, predict_logits
-from ser_ray.learner import TrainConfig
-from ser_ray.models import ModelConfig, build
-from ser_ray.results import claim, show_scores
-from ser_ray.splits import SplitConfig, split
-from ser_ray.training_data import speakers_of
+from ser_ray.base.errors import UserError
+from ser_ray.experiment import evaluation, experiment, run
+from ser_ray.experiment.experiment import Experiment
+from ser_ray.experiment.splits import SplitConfig, split
+from ser_ray.features.settings import FeatureConfig
+from ser_ray.model import bundle
+from ser_ray.model.examples import COLUMNS, Examples, predict_logits
+from ser_ray.networks.models import ModelConfig, build
+from ser_ray.scores import metrics
+from ser_ray.scores.run_folder import claim, show_scores
+from ser_ray.speech.emotions import LabelSet
+from ser_ray.training.frames import VIEWS
+from ser_ray.training.learner import TrainConfig
+from ser_ray.training.worker_rows import speakers_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

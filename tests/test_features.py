@@ -8,10 +8,10 @@ import scipy.fft
 import soundfile as sf
 import torch
 
-from ser_ray.audio import AudioError, decode
-from ser_ray.errors import UserError
-from ser_ray.features import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks
-from ser_ray.featurizer import Featurizer
+from ser_ray.base.errors import UserError
+from ser_ray.features.kernels.spectra import Featurizer
+from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks
+from ser_ray.speech.audio import AudioError, decode
 
 RATE = 22_050
 CHROMA, MFCC, MEL = slice(1, 13), slice(13, 33), slice(34, 162)

@@ -22,16 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_cluster import LocalCluster
 
-from ser_ray import featurize as room
-from ser_ray import featurize_task, storage
-from ser_ray.accounts import settle
-from ser_ray.corpora import discover
-from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, FeaturizeConfig
-from ser_ray.featurize import deal, featurize
-from ser_ray.featurize_task import Kept, ShardWriter, read_clip
-from ser_ray.store import METADATA, Store, name_clips
-from ser_ray.utterance import Reject, Utterance
+from ser_ray.base import storage
+from ser_ray.base.errors import UserError
+from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+from ser_ray.speech.corpora import discover
+from ser_ray.speech.utterance import Reject, Utterance
+from ser_ray.store import pipeline as room
+from ser_ray.store import task as featurize_task
+from ser_ray.store.accounts import settle
+from ser_ray.store.pipeline import deal, featurize
+from ser_ray.store.store import METADATA, Store, name_clips
+from ser_ray.store.task import Kept, ShardWriter, read_clip
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -76,7 +77,7 @@ def test_the_store_opens_in_pandas_polars_and_duckdb(made_store):
 
 
 def test_content_does_not_depend_on_shards_or_order(made, made_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("ser_ray.featurize.MAX_CLIPS_PER_TASK", 7)
+    monkeypatch.setattr("ser_ray.store.pipeline.MAX_CLIPS_PER_TASK", 7)
     manifest = discover(made)
     manifest.utterances.reverse()
     other = featurize(manifest, FeaturizeConfig(), str(tmp_path / "store"))
@@ -198,7 +199,7 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
         return read_clip(utterance, config)
 
     def write(tasks, arguments):  # takes the deadly reader along to the workers
-        from ser_ray import featurize_task
+        from ser_ray.store import task as featurize_task
 
         featurize_task.read_clip = deadly
         try:
@@ -240,7 +241,7 @@ def writer_of(store, clips):
 
 
 def test_a_fault_of_ours_is_a_reject_that_says_so(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("ser_ray.featurizer.Featurizer.clip_rows", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("ser_ray.features.kernels.spectra.Featurizer.clip_rows", lambda *arguments: 1 / 0)
     store, clips = Store(str(tmp_path)), discover(made).utterances[:2]
     store.claim(FeaturizeConfig().settings())
     assert writer_of(store, clips) == {"clips": 2, "rejected": 2, "slid": 0, "cut": 0, "error": ""}
@@ -286,7 +287,7 @@ def test_a_full_disk_ends_the_job_with_one_line(made, tmp_path, monkeypatch):
     def full(path, table):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ser_ray.store._write", full)
+    monkeypatch.setattr("ser_ray.store.store._write", full)
     outcome = writer_of(Store(str(tmp_path)), discover(made).utterances[:2])
     assert "No space left on device; put that right" in outcome["error"]
     with pytest.raises(UserError, match="cannot be read or written: No space left on device"):
@@ -395,10 +396,11 @@ def test_a_thousand_damaged_files_are_each_featurized_or_rejected(tmp_path):
 
 ON_ACTORS = """
 import sys
-from ser_ray import cli, featurize as room
-from ser_ray.cluster import connect
-from ser_ray.corpora import discover
-from ser_ray.features import FeaturizeConfig
+from ser_ray.base.settings import run_job
+from ser_ray.store import pipeline as room
+from ser_ray.base.cluster import connect
+from ser_ray.speech.corpora import discover
+from ser_ray.features.settings import FeaturizeConfig
 
 class OnCpu(room.ShardWriter):  # where GPUs are mere names
     where = sys.argv[1]
@@ -408,7 +410,7 @@ class OnCpu(room.ShardWriter):  # where GPUs are mere names
 
 room.ShardWriter = OnCpu
 connect()
-cli.run(lambda argv: room.featurize(discover(argv[2:]), FeaturizeConfig(), argv[1], "cuda"))
+run_job(lambda argv: room.featurize(discover(argv[2:]), FeaturizeConfig(), argv[1], "cuda"))
 """
 
 

@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig, draw_banks, mel_frequencies
-from ser_ray.featurizer import Featurizer
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig, Views, mix, shift_pitch, stretch, uniform
-from ser_ray.inference import Examples
-from ser_ray.models import ModelConfig, build
+from ser_ray.base.errors import UserError
+from ser_ray.features.kernels.spectra import Featurizer
+from ser_ray.features.settings import FeatureConfig, draw_banks, mel_frequencies
+from ser_ray.model.examples import Examples
+from ser_ray.networks.models import ModelConfig, build
+from ser_ray.training.frames import FrameAugment, FrameAugmentConfig, Views, mix, shift_pitch, stretch, uniform
 
 CONFIG = FeatureConfig.for_kind("log_mel")
 NOTHING = dict(window_s=1.6, stretch=0, pitch=0, noise=0, gain=0, mask_s=0, mask_bands=0, mixup=0)

@@ -2,8 +2,8 @@ import threading
 
 import pytest
 
-from ser_ray.errors import UserError
-from ser_ray.guard import MAX_DEATHS_OF_CLIP, MAX_DEATHS_OF_TASK, Attempts, lock
+from ser_ray.base.errors import UserError
+from ser_ray.store.crashes import MAX_DEATHS_OF_CLIP, MAX_DEATHS_OF_TASK, Attempts, lock
 
 
 def test_jobs_on_one_folder_take_turns(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from ser_ray.corpora import synthetic
+from ser_ray.speech import made as synthetic
 
 JOBS = Path(__file__).parent.parent / "jobs"
 

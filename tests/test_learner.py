@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import FRAMES, Examples, predict_logits
-from ser_ray.learner import MAX_RARITY, Learner, TrainConfig, best_epoch, deal, is_over, loss_weights
-from ser_ray.models import ModelConfig, build
+from ser_ray.base.errors import UserError
+from ser_ray.features.settings import FeatureConfig
+from ser_ray.model.examples import FRAMES, Examples, predict_logits
+from ser_ray.networks.models import ModelConfig, build
+from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
+from ser_ray.training.learner import MAX_RARITY, Learner, TrainConfig, best_epoch, deal, is_over, loss_weights
 
 BANDS, CLASSES = 16, 4
 

@@ -10,9 +10,9 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ser_ray import metrics
-from ser_ray.emotions import EMOTIONS
-from ser_ray.errors import UserError
+from ser_ray.base.errors import UserError
+from ser_ray.scores import metrics
+from ser_ray.speech.emotions import EMOTIONS
 
 LABELS = ("neutral", "happy", "sad")
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ser_ray.errors import UserError
-from ser_ray.models import Cnn1d, Ensemble, ModelConfig, build
+from ser_ray.base.errors import UserError
+from ser_ray.networks.models import Cnn1d, Ensemble, ModelConfig, build
 
 
 def test_cnn1d_is_the_recipe():
@@ -13,7 +13,7 @@ def test_cnn1d_is_the_recipe():
 
 
 def test_pooling_pads_as_tensorflow_same_does():
-    from ser_ray.models import _max_pool_same
+    from ser_ray.networks.models import _max_pool_same
 
     x = torch.tensor([[[[1.0, 5.0, 2.0, 0.0, 3.0, 4.0]]]])  # length 6: one zero left, two right; windows at -1, 1, 3
     assert _max_pool_same(x).tolist() == [[[[5.0, 5.0, 4.0]]]]

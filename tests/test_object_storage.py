@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from ser_ray import storage
-from ser_ray.store import Store
+from ser_ray.base import storage
+from ser_ray.store.store import Store
 
 SECRET = "hush-5e0f9a"
 JOB = Path(__file__).parent.parent / "jobs" / "train.py"

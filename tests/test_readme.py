@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from ser_ray.corpora import discover
+from ser_ray.speech.corpora import discover
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from ser_ray import metrics, report
-from ser_ray.emotions import EMOTIONS
-from ser_ray.report import charts, sound
+from ser_ray.scores import metrics, report
+from ser_ray.scores.report import charts, sound
+from ser_ray.speech.emotions import EMOTIONS
 
 EVIL = "<script>alert(1)</script>"
 RATE = 16_000
@@ -275,7 +275,8 @@ def test_a_large_picture_becomes_a_bitmap():
 
 
 def test_heavy_libraries_stay_out():
-    code = "import sys, ser_ray.report, ser_ray.metrics; print({'torch', 'librosa', 'ray'} & set(sys.modules))"
+    code = "import sys, ser_ray.scores.report, ser_ray.scores.metrics; "
+    code += "print({'torch', 'librosa', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

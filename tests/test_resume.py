@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from local_cluster import descendants, kill_tree
 
-from ser_ray.corpora import synthetic
-from ser_ray.store import METADATA, Store
+from ser_ray.speech import made as synthetic
+from ser_ray.store.store import METADATA, Store
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"

@@ -16,13 +16,13 @@ import torch
 from local_cluster import descendants
 
 import ser_ray
-from ser_ray import bundle
-from ser_ray.errors import UserError
-from ser_ray.store import Store
+from ser_ray.base.errors import UserError
+from ser_ray.model import bundle
+from ser_ray.store.store import Store
 
 SOURCES = [*Path(ser_ray.__file__).parent.rglob("*.py"), *(Path(__file__).parent.parent / "jobs").glob("*.py")]
 LONELY = """
-from ser_ray.cluster import connect
+from ser_ray.base.cluster import connect
 import ray
 connect()
 print(ray.get(ray.remote(lambda: "ready").remote()), ray.get_runtime_context().gcs_address, flush=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ser_ray.speakers import USUAL_FRAMES, Heard, Speakers, hear_speakers, sums_of
-from ser_ray.store import decode
+from ser_ray.model.speakers import USUAL_FRAMES, Heard, Speakers, hear_speakers, sums_of
+from ser_ray.store.store import decode
 
 BANDS = 64
 USUAL_2F = np.stack([np.linspace(-40, -60, BANDS), np.linspace(12, 18, BANDS)]).astype(np.float32)

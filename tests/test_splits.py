@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from ser_ray.emotions import EMOTIONS, SIX, LabelSet, parse_labels
-from ser_ray.errors import UserError
-from ser_ray.splits import EMOBOX, PROTOCOLS, Split, SplitConfig, check, leaks, num_folds, split
+from ser_ray.base.errors import UserError
+from ser_ray.experiment.splits import EMOBOX, PROTOCOLS, Split, SplitConfig, check, leaks, num_folds, split
+from ser_ray.speech.emotions import EMOTIONS, SIX, LabelSet, parse_labels
 
 COLUMNS = ["utterance_id", "corpus", "speaker_id", "gender", "emotion", "sentence_id", "channel", "sha256"]
 COLUMNS += ["augmentation"]

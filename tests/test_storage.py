@@ -1,8 +1,8 @@
 import pytest
 from pyarrow.fs import FileType
 
-from ser_ray import storage
-from ser_ray.errors import UserError
+from ser_ray.base import storage
+from ser_ray.base.errors import UserError
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):

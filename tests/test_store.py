@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ser_ray import store as stores
-from ser_ray.accounts import conflicts
-from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig
-from ser_ray.store import FOUND, METADATA, Store, decode, encode, feature_type, row_schema
-from ser_ray.utterance import Reject, Utterance
+from ser_ray.base.errors import UserError
+from ser_ray.features.settings import FeatureConfig
+from ser_ray.speech.utterance import Reject, Utterance
+from ser_ray.store import store as stores
+from ser_ray.store.accounts import conflicts
+from ser_ray.store.store import FOUND, METADATA, Store, decode, encode, feature_type, row_schema
 
 SUMMARY = FeatureConfig()
 SETTINGS = {"features": {"kind": "summary", "n_mels": 128}, "augmentations": ["none"], "seed": 0}

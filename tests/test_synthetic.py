@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from ser_ray.corpora import discover, synthetic
-from ser_ray.emotions import EMOTIONS
-from ser_ray.errors import UserError
+from ser_ray.base.errors import UserError
+from ser_ray.speech import made as synthetic
+from ser_ray.speech.corpora import discover
+from ser_ray.speech.emotions import EMOTIONS
 
 CLIPS = [synthetic.clip_at(i) for i in range(480)]
 
@@ -175,7 +176,7 @@ def test_emotions_of_unheard_speakers_are_learnable_but_not_given_away():
 
 def test_command_line(tmp_path):
     def run(*flags):
-        command = [sys.executable, "-m", "ser_ray.corpora.synthetic", *flags]
+        command = [sys.executable, "-m", "ser_ray.speech.made", *flags]
         return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
 
     done = run("--root", str(tmp_path / "made"), "--clips", "2")
@@ -186,5 +187,5 @@ def test_command_line(tmp_path):
 
 
 def test_imports_stay_small():
-    code = "import sys, ser_ray.corpora.synthetic; sys.exit(bool({'torch', 'librosa', 'ray'} & set(sys.modules)))"
+    code = "import sys, ser_ray.speech.made; sys.exit(bool({'torch', 'librosa', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from ser_ray.corpora import audit, discover
-from ser_ray.errors import UserError
+from ser_ray.base.errors import UserError
+from ser_ray.speech.corpora import audit, discover
 
 
 @pytest.fixture

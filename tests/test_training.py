@@ -8,18 +8,18 @@ import pytest
 import torch
 from local_cluster import descendants
 
-from ser_ray import training_data
-from ser_ray.cluster import Workers, plan_workers
-from ser_ray.emotions import LabelSet
-from ser_ray.errors import UserError
-from ser_ray.features import FeatureConfig
-from ser_ray.frame_augment import FrameAugment, FrameAugmentConfig
-from ser_ray.inference import COLUMNS, Examples
-from ser_ray.learner import Learner, TrainConfig
-from ser_ray.models import ModelConfig, build
-from ser_ray.splits import SplitConfig, split
-from ser_ray.training import CXX, fit
-from ser_ray.training_data import corpora_of, speakers_of, stream_rows
+from ser_ray.base.cluster import Workers, plan_workers
+from ser_ray.base.errors import UserError
+from ser_ray.experiment.splits import SplitConfig, split
+from ser_ray.features.settings import FeatureConfig
+from ser_ray.model.examples import COLUMNS, Examples
+from ser_ray.networks.models import ModelConfig, build
+from ser_ray.speech.emotions import LabelSet
+from ser_ray.training import worker_rows as training_data
+from ser_ray.training.fit import CXX, fit
+from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
+from ser_ray.training.learner import Learner, TrainConfig
+from ser_ray.training.worker_rows import corpora_of, speakers_of, stream_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

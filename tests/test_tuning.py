@@ -15,15 +15,15 @@ import pytest
 from local_cluster import ROOT, LocalCluster, descendants, kill_tree
 from rich.console import Console
 
-from ser_ray import console, storage
-from ser_ray.errors import UserError
-from ser_ray.experiment import Experiment
-from ser_ray.frame_augment import FrameAugmentConfig
-from ser_ray.learner import TrainConfig
-from ser_ray.models import ModelConfig
-from ser_ray.report import search_page
-from ser_ray.search_space import DEFAULTS, Range, TuneConfig, flags_of, read_space, settle, usual
-from ser_ray.trials import Recorder, ranked, read_trials
+from ser_ray.base import console, storage
+from ser_ray.base.errors import UserError
+from ser_ray.experiment.experiment import Experiment
+from ser_ray.networks.models import ModelConfig
+from ser_ray.scores.report import search_page
+from ser_ray.search.space import DEFAULTS, Range, TuneConfig, flags_of, read_space, settle, usual
+from ser_ray.search.trials import Recorder, ranked, read_trials
+from ser_ray.training.frames import FrameAugmentConfig
+from ser_ray.training.learner import TrainConfig
 
 SPACE = """
 learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}
@@ -115,7 +115,7 @@ def test_the_best_trial_did_not_fail_and_was_judged_on_most_folds(tmp_path):
 
 
 def test_a_search_by_tpe_needs_optuna(monkeypatch):
-    monkeypatch.setattr("ser_ray.search_space.find_spec", lambda name: None)
+    monkeypatch.setattr("ser_ray.search.space.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--search tpe needs Optuna: pip install .* or --search random"):
         TuneConfig()
     TuneConfig(search="random")
