@@ -27,11 +27,12 @@ from ser_ray.experiment.experiment import choose_rows
 from ser_ray.experiment.flags import open_store, parse_experiment
 from ser_ray.experiment.splits import split
 from ser_ray.model.examples import COLUMNS, Examples, accuracy_and_uar, predict_logits
-from ser_ray.scores.run_folder import claim, show_epoch
-from ser_ray.search.space import settle
+from ser_ray.scores.run_folder import claim  # GONE
+from ser_ray.scores.screen import show_epoch
+from ser_ray.store.accounts import settle
 from ser_ray.speech.emotions import parse_labels
-from ser_ray.training.fit import fit
-from ser_ray.training.worker_rows import speakers_of
+from ser_ray.training.fit import fit  # GONE
+from ser_ray.training.worker_rows import speakers_of  # GONE
 
 AWAY = {
     "all of it": {},

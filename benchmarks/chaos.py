@@ -33,7 +33,8 @@ from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
 from ser_ray.speech import made as synthetic
-from ser_ray.store.store import METADATA, Store
+from ser_ray.store.shards import METADATA
+from ser_ray.store.store import Store
 
 FEATURIZE, TRAIN = ROOT / "jobs" / "featurize.py", ROOT / "jobs" / "train.py"
 KILLS = 10

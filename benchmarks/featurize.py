@@ -29,8 +29,10 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, run_job
 from ser_ray.features.kernels import copies as augment
 from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE
-from ser_ray.features.kernels.spectra import Featurizer, use_one_core
-from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks, parse_augmentation
+from ser_ray.features.kernels.spectra import Featurizer  # GONE
+from ser_ray.features.kernels.spectra import use_one_core
+from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks  # GONE
+from ser_ray.features.recipe import parse_augmentation
 from ser_ray.speech.audio import AudioError, decode
 from ser_ray.speech.corpora import discover
 

@@ -33,8 +33,10 @@ from featurize import machine, versions  # the benchmark beside this one
 from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.features.kernels.spectra import Featurizer, use_one_core
-from ser_ray.features.settings import FeaturizeConfig, draw_banks
+from ser_ray.features.kernels.spectra import Featurizer  # GONE
+from ser_ray.features.kernels.spectra import use_one_core
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.settings import draw_banks  # GONE
 from ser_ray.speech import made as synthetic
 from ser_ray.speech.corpora import discover
 from ser_ray.store.task import read_clip

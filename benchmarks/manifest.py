@@ -25,12 +25,16 @@ from featurize import machine, versions  # the benchmark beside this one
 from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.emotions import EMOTIONS
 from ser_ray.store import pipeline as featurize
 from ser_ray.store.accounts import settle
-from ser_ray.store.store import METADATA, Store, encode, feature_type, row_schema
+from ser_ray.store.shards import METADATA, row_schema
+from ser_ray.store.store import Store
+from ser_ray.speech.corpora.files import encode
+from ser_ray.store.store import feature_type  # GONE
 
 PER_FOLDER, SPEAKERS = 10_000, 5_000
 

@@ -25,11 +25,13 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.model.bundle import Bundle, answer, load
+from ser_ray.model.bundle import Bundle, answer, load  # GONE
 from ser_ray.model.examples import COLUMNS, Examples, accuracy_and_uar
-from ser_ray.model.speakers import Heard, sums_of
+from ser_ray.model.speakers import Heard  # GONE
+from ser_ray.model.speakers import sums_of
 from ser_ray.scores.run_folder import read_run
-from ser_ray.store.store import Store, decode
+from ser_ray.store.store import Store
+from ser_ray.speech.audio import decode
 
 CLIPS = (0, 1, 2, 5, 10, 20)  # that are known of a speaker, and then all
 SEED = 0

@@ -35,14 +35,20 @@ from ser_ray.base.cluster import connect
 from ser_ray.base.console import say, show_table
 from ser_ray.base.settings import parse_flags, pick_config, run_job
 from ser_ray.experiment.splits import Split
-from ser_ray.features.settings import FeatureConfig
+from ser_ray.features.settings import FeatureConfig  # GONE
 from ser_ray.model.examples import COLUMNS, Examples
-from ser_ray.networks.models import ModelConfig, build
+from ser_ray.networks.models import ModelConfig, build  # GONE
 from ser_ray.speech.emotions import EMOTIONS, LabelSet
-from ser_ray.store.store import FORMAT, METADATA, Store, encode, feature_type, fingerprint, row_schema
-from ser_ray.training.fit import fit
-from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
-from ser_ray.training.learner import Learner, TrainConfig, deal
+from ser_ray.store.store import FORMAT, Store
+from ser_ray.store.shards import METADATA, row_schema
+from ser_ray.speech.corpora.files import encode
+from ser_ray.store.store import feature_type, fingerprint  # GONE
+from ser_ray.training.fit import fit  # GONE
+from ser_ray.training.frames import FrameAugment
+from ser_ray.training.settings import FrameAugmentConfig
+from ser_ray.training.learner import Learner
+from ser_ray.training.settings import TrainConfig
+from ser_ray.training.learner import deal  # GONE
 
 FRAMES = (120, 240)  # shortest and longest clip: 2 to 4 seconds
 SHARD = 250

@@ -36,15 +36,17 @@ from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
 from ser_ray.experiment.experiment import Experiment
-from ser_ray.experiment.splits import SplitConfig
-from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
-from ser_ray.networks.models import ModelConfig
-from ser_ray.search.search import search
-from ser_ray.search.space import DEFAULTS, TuneConfig
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.networks.models import ModelConfig  # GONE
+from ser_ray.search.search import search  # GONE
+from ser_ray.search.space import DEFAULTS  # GONE
+from ser_ray.search.space import TuneConfig
 from ser_ray.speech.corpora import discover
 from ser_ray.store.pipeline import featurize
 from ser_ray.store.store import Store
-from ser_ray.training.learner import TrainConfig
+from ser_ray.training.settings import TrainConfig
 
 SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if name not in ("width", "depth")}
 MANY = 8  # trials whose memory is compared with that of one

@@ -25,17 +25,20 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.features.kernels.spectra import Featurizer
-from ser_ray.features.settings import FeatureConfig, draw_banks
+from ser_ray.features.kernels.spectra import Featurizer  # GONE
+from ser_ray.features.settings import FeatureConfig, draw_banks  # GONE
 from ser_ray.model.examples import Examples
-from ser_ray.networks.models import ModelConfig, build
+from ser_ray.networks.models import ModelConfig, build  # GONE
 from ser_ray.speech.audio import AudioError
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.speech.utterance import Utterance
 from ser_ray.store.task import read_clip
-from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
-from ser_ray.training.learner import Learner, TrainConfig, deal
+from ser_ray.training.frames import FrameAugment
+from ser_ray.training.settings import FrameAugmentConfig
+from ser_ray.training.learner import Learner
+from ser_ray.training.settings import TrainConfig
+from ser_ray.training.learner import deal  # GONE
 
 ON_SOUND = ("noise+stretch+pitch",)
 ROUNDS = 5

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.base.settings import parse_flags, run_job
-from ser_ray.experiment.evaluation import compare, evaluate, load_models, show_comparison
-from ser_ray.features.settings import FeaturizeConfig
-from ser_ray.scores.run_folder import fresh_root, read_run, refuse_finished, show_scores
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.experiment.evaluate import evaluate, load_models
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.scores.comparison import compare_runs, show_comparison
+from ser_ray.scores.run_folder import RunFolder, fresh_root, read_run
+from ser_ray.scores.screen import show_scores
 from ser_ray.store.pipeline import featurize, find_and_connect
 
 
@@ -51,32 +53,31 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, score or compare, say where the results are."""
-    values = parse_flags(argv, __doc__, Flags)
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     command = shlex.join(["python", *sys.argv])
-    if bool(values["run"]) == bool(values["compare"]):
+    if bool(flags.run) == bool(flags.compare):
         raise UserError("name one of --run RUN and --compare RUN RUN")
-    if values["compare"]:
-        if len(values["compare"]) != 2:
-            raise UserError(f"--compare takes two runs, got {len(values['compare'])}")
-        output = storage.normalize(values["output"] or fresh_root("compare"))
+    if flags.compare:
+        if len(flags.compare) != 2:
+            raise UserError(f"--compare takes two runs, got {len(flags.compare)}")
+        output = storage.normalize(flags.output or fresh_root("compare"))
         page = storage.join(output, "report.html")
-        show_comparison(compare(*map(storage.normalize, values["compare"]), page, command))
+        show_comparison(compare_runs(*map(storage.normalize, flags.compare), page, command))
         say(f"Report: {page}")
         return
-    runs = [storage.normalize(run) for run in values["run"]]
-    if not values["data"]:
+    runs = [storage.normalize(run) for run in flags.run]
+    if not flags.data:
         if len(runs) > 1:
             raise UserError("--data is missing: name what several runs shall answer together, or --compare two of them")
         show_scores(read_run(runs[0])[0])
         return
-    output = storage.normalize(values["output"] or fresh_root("evaluate"))
-    refuse_finished(output)
+    folder = RunFolder(storage.normalize(flags.output or fresh_root("evaluate")), command, flags.embed_audio)
+    folder.refuse_finished()
     models = load_models(runs)
-    manifest = find_and_connect(values["data"], values["verbose"])
-    store = featurize(manifest, FeaturizeConfig(features=models[0].features, augment=("none",)), values["store"])
-    scores = evaluate(models, store, output, command, values["embed_audio"])
-    show_scores(scores)
-    say(f"Results: {output} (report.html, metrics.json, predictions.parquet)")
+    manifest = find_and_connect(flags.data, flags.verbose)
+    store = featurize(manifest, FeaturizeConfig(models[0].features, ("none",)), flags.store)
+    show_scores(evaluate(models, store, folder))
+    say(f"Results: {folder.root} (report.html, metrics.json, predictions.parquet)")
 
 
 if __name__ == "__main__":

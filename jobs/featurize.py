@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, peek_flag, pick_config, run_job
-from ser_ray.features.settings import DEFAULT_MODEL, FEATURES_OF, FeatureConfig, FeaturizeConfig
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.spec import find_features
 from ser_ray.store.pipeline import featurize, find_and_connect
 
 
@@ -22,6 +23,8 @@ class Flags:
     """Flags of this job alone.
 
     Attributes:
+        features: Kind of features: `summary` (162 means over frames), `log_mel` (frames × bands, dB), or `waveform`
+            (16-bit samples).
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         device: `cpu`, or `cuda` for one GPU per task.
@@ -29,6 +32,7 @@ class Flags:
         config: YAML or JSON file of flags and values; flags beat it.
     """
 
+    features: str = "log_mel"
     data: tuple[str, ...] = ()
     store: str | None = None
     device: str = "cpu"
@@ -38,13 +42,14 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize, say where the store is."""
-    usual = FeatureConfig.for_kind(peek_flag(argv, "features") or FEATURES_OF[DEFAULT_MODEL])
-    values = parse_flags(argv, __doc__, Flags, FeaturizeConfig, defaults=vars(usual))
-    if not values["data"]:
+    kind = find_features(peek_flag(argv, "features") or Flags.features)
+    values = parse_flags(argv, __doc__, Flags, FeaturizeConfig, kind, without=("kind",))
+    flags = pick_config(Flags, values)
+    if not flags.data:
         raise UserError("--data is missing: name the folders that hold your corpora")
-    config = pick_config(FeaturizeConfig, values)
-    manifest = find_and_connect(values["data"], values["verbose"])
-    store = featurize(manifest, config, values["store"], values["device"])
+    recipe = FeaturizeConfig(pick_config(kind, values), values["augment"], values["seed"])
+    manifest = find_and_connect(flags.data, flags.verbose)
+    store = featurize(manifest, recipe, flags.store, flags.device)
     say(f"Store: {store.root}")
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from ser_ray.base import storage
 from ser_ray.base.console import say
-from ser_ray.base.settings import run_job
+from ser_ray.base.settings import pick_config, run_job
 from ser_ray.experiment.crossval import cross_validate
 from ser_ray.experiment.flags import open_store, parse_experiment
 from ser_ray.experiment.run import run
-from ser_ray.scores.run_folder import fresh_root, refuse_finished, show_scores
+from ser_ray.scores.run_folder import RunFolder, fresh_root
+from ser_ray.scores.screen import show_scores
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,17 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, run the experiment, say where the results are."""
-    experiment, values = parse_experiment(argv, __doc__, Flags)
-    output = storage.normalize(values["output"] or fresh_root(experiment.model.model))
-    refuse_finished(output)
-    if not values["output"]:
-        say(f"Run: {output}")
-    store, made = open_store(values, experiment)
+    wish = parse_experiment(argv, __doc__, Flags)
+    flags, experiment = pick_config(Flags, wish.values), wish.experiment
     command = shlex.join(["python", *sys.argv])
-    whole = values["fold"] == "all"
-    scores = (cross_validate if whole else run)(store, experiment, output, command, made, values["embed_audio"])
-    show_scores(scores)
-    say(f"Run: {output} (report.html, metrics.json, predictions.parquet, {'fold-*/' if whole else 'model/'})")
+    root = storage.normalize(flags.output or fresh_root(experiment.network.name))
+    folder = RunFolder(root, command, flags.embed_audio)
+    folder.refuse_finished()
+    if not flags.output:
+        say(f"Run: {root}")
+    store, whole = open_store(wish), flags.fold == "all"
+    show_scores((cross_validate if whole else run)(store, experiment, folder, wish.compute))
+    say(f"Run: {root} (report.html, metrics.json, predictions.parquet, {'fold-*/' if whole else 'model/'})")
 
 
 if __name__ == "__main__":

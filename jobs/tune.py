@@ -20,8 +20,9 @@ from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import pick_config, run_job
 from ser_ray.experiment.flags import open_store, parse_experiment
-from ser_ray.scores.run_folder import fresh_root, show_scores
-from ser_ray.search.search import tune
+from ser_ray.scores.run_folder import RunFolder, fresh_root
+from ser_ray.scores.screen import show_scores
+from ser_ray.search.search import Search, tune
 from ser_ray.search.space import TuneConfig, read_space
 
 
@@ -52,19 +53,19 @@ class Flags:
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, featurize what is new, search, say where the results are."""
-    experiment, values = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers", "start_from"))
-    space, config = read_space(values["space"], experiment), pick_config(TuneConfig, values)
-    output = storage.normalize(values["output"] or fresh_root("tune"))
+    wish = parse_experiment(argv, __doc__, Flags, TuneConfig, without=("num_workers", "start_from"))
+    flags, config = pick_config(Flags, wish.values), pick_config(TuneConfig, wish.values)
+    space = read_space(flags.space, wish.experiment)
+    output = storage.normalize(flags.output or fresh_root("tune"))
     begun = storage.exists(storage.join(output, "run.json"))
-    if begun and not values["resume"]:
+    if begun and not flags.resume:
         raise UserError(f"{output} holds a search; go on with it by --resume, or choose another --output")
-    if values["resume"] and not begun:
+    if flags.resume and not begun:
         raise UserError(f"--resume: there is no search in {output}")
-    if not values["output"]:
+    if not flags.output:
         say(f"Search: {output}")
-    store, made = open_store(values, experiment)
-    command = shlex.join(["python", *sys.argv])
-    show_scores(tune(store, experiment, config, space, output, command, made))
+    folder = RunFolder(output, shlex.join(["python", *sys.argv]))
+    show_scores(tune(open_store(wish), Search(wish.experiment, config, space, wish.compute), folder))
     say(f"Search: {output} (report.html, best.json, trials.parquet, best/)")
 
 

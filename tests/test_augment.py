@@ -8,7 +8,8 @@ import torch
 from ser_ray.base.errors import UserError
 from ser_ray.features.kernels import copies as augment
 from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE, make_generator, phase_vocoder, resample
-from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, parse_augmentation
+from ser_ray.features.settings import DEFAULT_AUGMENTATIONS  # GONE
+from ser_ray.features.recipe import parse_augmentation
 from ser_ray.speech.audio import decode
 
 RATE = 22_050

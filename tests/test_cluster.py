@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from local_cluster import ROOT, LocalCluster
 
-from ser_ray.features.settings import FeaturizeConfig
+from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.speech import made as synthetic
 from ser_ray.speech.corpora import discover
 from ser_ray.store.pipeline import featurize
-from ser_ray.store.store import METADATA, Store
+from ser_ray.store.shards import METADATA
+from ser_ray.store.store import Store
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc"),

@@ -11,17 +11,19 @@ import torch
 from ser_ray.base.errors import UserError
 from ser_ray.experiment import evaluation, experiment, run
 from ser_ray.experiment.experiment import Experiment
-from ser_ray.experiment.splits import SplitConfig, split
-from ser_ray.features.settings import FeatureConfig
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.experiment.splits import split
+from ser_ray.features.settings import FeatureConfig  # GONE
 from ser_ray.model import bundle
 from ser_ray.model.examples import COLUMNS, Examples, predict_logits
-from ser_ray.networks.models import ModelConfig, build
+from ser_ray.networks.models import ModelConfig, build  # GONE
 from ser_ray.scores import metrics
-from ser_ray.scores.run_folder import claim, show_scores
+from ser_ray.scores.run_folder import claim  # GONE
+from ser_ray.scores.screen import show_scores
 from ser_ray.speech.emotions import LabelSet
-from ser_ray.training.frames import VIEWS
-from ser_ray.training.learner import TrainConfig
-from ser_ray.training.worker_rows import speakers_of
+from ser_ray.training.frames import VIEWS  # GONE
+from ser_ray.training.settings import TrainConfig
+from ser_ray.training.worker_rows import speakers_of  # GONE
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

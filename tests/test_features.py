@@ -9,8 +9,8 @@ import soundfile as sf
 import torch
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.kernels.spectra import Featurizer
-from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks
+from ser_ray.features.kernels.spectra import Featurizer  # GONE
+from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks  # GONE
 from ser_ray.speech.audio import AudioError, decode
 
 RATE = 22_050

@@ -24,14 +24,17 @@ from local_cluster import LocalCluster
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.utterance import Reject, Utterance
 from ser_ray.store import pipeline as room
 from ser_ray.store import task as featurize_task
 from ser_ray.store.accounts import settle
-from ser_ray.store.pipeline import deal, featurize
-from ser_ray.store.store import METADATA, Store, name_clips
+from ser_ray.store.pipeline import deal  # GONE
+from ser_ray.store.pipeline import featurize
+from ser_ray.store.shards import METADATA, name_clips
+from ser_ray.store.store import Store
 from ser_ray.store.task import Kept, ShardWriter, read_clip
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -400,7 +403,7 @@ from ser_ray.base.settings import run_job
 from ser_ray.store import pipeline as room
 from ser_ray.base.cluster import connect
 from ser_ray.speech.corpora import discover
-from ser_ray.features.settings import FeaturizeConfig
+from ser_ray.features.recipe import FeaturizeConfig
 
 class OnCpu(room.ShardWriter):  # where GPUs are mere names
     where = sys.argv[1]

@@ -3,7 +3,8 @@ import threading
 import pytest
 
 from ser_ray.base.errors import UserError
-from ser_ray.store.crashes import MAX_DEATHS_OF_CLIP, MAX_DEATHS_OF_TASK, Attempts, lock
+from ser_ray.store.crashes import MAX_DEATHS_OF_CLIP, MAX_DEATHS_OF_TASK, Attempts
+from ser_ray.base.storage import lock
 
 
 def test_jobs_on_one_folder_take_turns(tmp_path):

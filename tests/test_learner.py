@@ -11,11 +11,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig
+from ser_ray.features.settings import FeatureConfig  # GONE
 from ser_ray.model.examples import FRAMES, Examples, predict_logits
-from ser_ray.networks.models import ModelConfig, build
-from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
-from ser_ray.training.learner import MAX_RARITY, Learner, TrainConfig, best_epoch, deal, is_over, loss_weights
+from ser_ray.networks.models import ModelConfig, build  # GONE
+from ser_ray.training.frames import FrameAugment
+from ser_ray.training.settings import FrameAugmentConfig
+from ser_ray.training.batches import MAX_RARITY, loss_weights
+from ser_ray.training.learner import Learner, best_epoch, is_over
+from ser_ray.training.settings import TrainConfig
+from ser_ray.training.learner import deal  # GONE
 
 BANDS, CLASSES = 16, 4
 

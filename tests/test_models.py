@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ser_ray.base.errors import UserError
-from ser_ray.networks.models import Cnn1d, Ensemble, ModelConfig, build
+from ser_ray.networks.modules.cnn1d import Cnn1d
+from ser_ray.networks.models import Ensemble, ModelConfig, build  # GONE
 
 
 def test_cnn1d_is_the_recipe():

@@ -13,7 +13,8 @@ import pytest
 from local_cluster import descendants, kill_tree
 
 from ser_ray.speech import made as synthetic
-from ser_ray.store.store import METADATA, Store
+from ser_ray.store.shards import METADATA
+from ser_ray.store.store import Store
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ser_ray.model.speakers import USUAL_FRAMES, Heard, Speakers, hear_speakers, sums_of
-from ser_ray.store.store import decode
+from ser_ray.model.speakers import USUAL_FRAMES, Speakers, sums_of
+from ser_ray.model.speakers import Heard, hear_speakers  # GONE
+from ser_ray.speech.audio import decode
 
 BANDS = 64
 USUAL_2F = np.stack([np.linspace(-40, -60, BANDS), np.linspace(12, 18, BANDS)]).astype(np.float32)

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ser_ray.base.errors import UserError
-from ser_ray.experiment.splits import EMOBOX, PROTOCOLS, Split, SplitConfig, check, leaks, num_folds, split
+from ser_ray.experiment.protocols import EMOBOX, PROTOCOLS, SplitConfig
+from ser_ray.experiment.splits import Split, num_folds, split
+from ser_ray.experiment.splits import check, leaks  # GONE
 from ser_ray.speech.emotions import EMOTIONS, SIX, LabelSet, parse_labels
 
 COLUMNS = ["utterance_id", "corpus", "speaker_id", "gender", "emotion", "sentence_id", "channel", "sha256"]

@@ -5,11 +5,15 @@ import pyarrow as pa
 import pytest
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig
+from ser_ray.features.settings import FeatureConfig  # GONE
 from ser_ray.speech.utterance import Reject, Utterance
 from ser_ray.store import store as stores
 from ser_ray.store.accounts import conflicts
-from ser_ray.store.store import FOUND, METADATA, Store, decode, encode, feature_type, row_schema
+from ser_ray.store.store import FOUND, Store
+from ser_ray.store.shards import METADATA, row_schema
+from ser_ray.speech.audio import decode
+from ser_ray.speech.corpora.files import encode
+from ser_ray.store.store import feature_type  # GONE
 
 SUMMARY = FeatureConfig()
 SETTINGS = {"features": {"kind": "summary", "n_mels": 128}, "augmentations": ["none"], "seed": 0}

@@ -8,18 +8,23 @@ import pytest
 import torch
 from local_cluster import descendants
 
-from ser_ray.base.cluster import Workers, plan_workers
+from ser_ray.base.workers import Workers, plan_workers
 from ser_ray.base.errors import UserError
-from ser_ray.experiment.splits import SplitConfig, split
-from ser_ray.features.settings import FeatureConfig
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.experiment.splits import split
+from ser_ray.features.settings import FeatureConfig  # GONE
 from ser_ray.model.examples import COLUMNS, Examples
-from ser_ray.networks.models import ModelConfig, build
+from ser_ray.networks.models import ModelConfig, build  # GONE
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.training import worker_rows as training_data
-from ser_ray.training.fit import CXX, fit
-from ser_ray.training.frames import FrameAugment, FrameAugmentConfig
-from ser_ray.training.learner import Learner, TrainConfig
-from ser_ray.training.worker_rows import corpora_of, speakers_of, stream_rows
+from ser_ray.training.fit import CXX
+from ser_ray.training.fit import fit  # GONE
+from ser_ray.training.frames import FrameAugment
+from ser_ray.training.settings import FrameAugmentConfig
+from ser_ray.training.learner import Learner
+from ser_ray.training.settings import TrainConfig
+from ser_ray.training.worker_rows import corpora_of, speakers_of  # GONE
+from ser_ray.training.worker_rows import stream_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -18,12 +18,15 @@ from rich.console import Console
 from ser_ray.base import console, storage
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment
-from ser_ray.networks.models import ModelConfig
+from ser_ray.networks.models import ModelConfig  # GONE
 from ser_ray.scores.report import search_page
-from ser_ray.search.space import DEFAULTS, Range, TuneConfig, flags_of, read_space, settle, usual
+from ser_ray.search.space import DEFAULTS, usual  # GONE
+from ser_ray.networks.space import Range
+from ser_ray.search.space import TuneConfig, flags_of, read_space
+from ser_ray.store.accounts import settle
 from ser_ray.search.trials import Recorder, ranked, read_trials
-from ser_ray.training.frames import FrameAugmentConfig
-from ser_ray.training.learner import TrainConfig
+from ser_ray.training.settings import FrameAugmentConfig
+from ser_ray.training.settings import TrainConfig
 
 SPACE = """
 learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}

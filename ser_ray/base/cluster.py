@@ -1,32 +1,39 @@
-"""Ray as jobs need it: connected, quiet, and asked for what is there."""
+"""Ray as jobs need it: connected, quiet, and with a board for what the driver shall see."""
 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
+import re
+import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.experimental.internal_kv import _internal_kv_get
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
+from ray._private.authentication.authentication_token_setup import (
+    ensure_token_if_auth_enabled,
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray.exceptions import AuthenticationError, RayError
 
-from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.base.registry import registered_specs
 
 POLL_S = 0.5  # how often the driver looks for news
-SPEAK_S = 15.0  # how often it says that it is waiting
-LAUNCH_S = 30.0  # an autoscaler that can bring nodes is at it by then
+ANSWER_S = 8.0  # a cluster that is there answers long before
+# The longest path below Ray's temp folder, here with the largest process id there is, and what macOS allows of such a
+# path; Linux allows 107 bytes.
+SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+MAX_SOCKET_BYTES = 103
 
 
 def connect(verbose: bool = False) -> None:
@@ -36,7 +43,7 @@ def connect(verbose: bool = False) -> None:
         verbose: Show Ray's own log lines and warnings; otherwise they stay in its log files.
 
     Raises:
-        UserError: The cluster does not answer.
+        UserError: The cluster cannot be joined, or no folder is fit for the sockets of one of this job's own.
     """
     # Ray Train's controller fetches reports this often (its default is 2 s), and a worker waits until its last report
     # has been fetched: epochs may be shorter than that.
@@ -46,19 +53,113 @@ def connect(verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(**options)
-        else:
-            # Ray Train's helpers are processes too; without the first Ray warns of their number on small machines.
-            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-            ray.init(address="local", include_dashboard=False, **options)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+    address = cluster_address()
+    if address:
+        check_address()
+        try:
+            ray.init(address=address, **options)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            why = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"the Ray cluster at RAY_ADDRESS={address} cannot be joined: {why}") from None
+    else:
+        # Ray Train's helpers are processes too; without the first Ray warns of their number on small machines.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        ray.init(address="local", include_dashboard=False, _temp_dir=_temp_folder(), **options)
     if not verbose:
         atexit.register(ray.shutdown)  # before Ray's own, which waits half a second for log lines: there are none
+
+
+def cluster_address() -> str | None:
+    """Return what `RAY_ADDRESS` says of a cluster to join; None where a job starts one of its own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def check_address() -> None:
+    """Refuse a `RAY_ADDRESS` at which there is no cluster to join, within seconds; Ray's own attempt takes minutes.
+
+    Raises:
+        UserError: It is no address of a cluster, none answers there, or it takes neither this machine nor its token.
+    """
+    address = cluster_address()
+    if address is None or ray.is_initialized():
+        return
+    given, away = f"RAY_ADDRESS={address}", "`unset RAY_ADDRESS` to run on this machine alone"
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{given} is where jobs are submitted to: do so by `ray job submit --working-dir . -- python jobs/...`, "
+            f"or {away}"
+        )
+    if address != "auto" and not re.fullmatch(r"(\[[^]]+\]|[^:/]+):\d{1,5}", address):
+        raise UserError(f"{given} is no address that a job can join: give HOST:PORT, such as 10.0.0.1:6379, or {away}")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what is wrong is said here, in one line
+    try:
+        target = services.canonicalize_bootstrap_address(address)
+    except ConnectionError:
+        raise UserError(f"{given}, but no Ray cluster runs here: start one by `ray start --head`, or {away}") from None
+    try:
+        if address == "auto":  # Ray takes the token of this machine by itself, for such an address alone
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        answer = _ask(target)
+    except AuthenticationError:
+        answer = grpc.StatusCode.UNAUTHENTICATED
+    if answer is grpc.StatusCode.UNAUTHENTICATED:
+        raise UserError(
+            f"the Ray cluster at {given} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray "
+            f"get-auth-token` prints on the cluster (or put it into ~/.ray/auth_token), or {away}"
+        )
+    if answer is not grpc.StatusCode.OK:
+        raise UserError(f"no Ray cluster answers at {given}: start it, correct the address, or {away}")
+    if not services.find_node_ids():
+        raise UserError(
+            f"this machine is no node of the Ray cluster at {given}: make it one by `ray start --address={address}`, "
+            f"submit the job to the cluster by `ray job submit`, or {away}"
+        )
+
+
+def _ask(target: str) -> grpc.StatusCode:
+    """Return what the head of a cluster says to a question that needs its token."""
+    with init_grpc_channel(target, GLOBAL_GRPC_OPTIONS) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=ANSWER_S, wait_for_ready=True)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def _temp_folder() -> str:
+    """Return the first folder that a Ray of this job's own can have its sockets in: its usual one, if that is fit.
+
+    The usual one is below `RAY_TMPDIR` or `TMPDIR`, which batch systems make long. What Ray has no memory for still
+    goes there.
+
+    Raises:
+        UserError: None is fit.
+    """
+    usual = get_default_ray_temp_dir()
+    others = ("/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), os.path.expanduser("~"))
+    for folder in (usual, *(os.path.join(other, "ray") for other in others if other)):
+        if len(os.fsencode(os.path.join(folder, SOCKET))) <= MAX_SOCKET_BYTES and _is_writable(folder):
+            if folder != usual and _is_writable(usual):
+                os.environ.setdefault("RAY_object_spilling_directory", usual)
+            return folder
+    most = MAX_SOCKET_BYTES - len(os.path.join("/ray", SOCKET))
+    raise UserError(
+        f"Ray can have its sockets neither in {usual} nor in /tmp/ray: set RAY_TMPDIR to a folder that can be written, "
+        f"with a path of at most {most} bytes"
+    )
+
+
+def _is_writable(folder: str) -> bool:
+    """Tell whether files can be made in a folder, which is made where it is not there."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def quiet() -> None:
@@ -137,124 +238,9 @@ def following(board: ray.actor.ActorHandle, show: Callable[[dict[str, Any]], Non
         raise raised[0]
 
 
-def count_resources() -> tuple[int, int]:
-    """Return the whole CPUs and GPUs of the cluster."""
-    return _count("CPU"), _count("GPU")
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many training workers to start and what each takes.
-
-    Attributes:
-        count: A number, or `(min, max)` for elastic training.
-        gpu: Whether each takes a GPU.
-        resources: What each takes, by Ray's names.
-    """
-
-    count: int | tuple[int, int]
-    gpu: bool
-    resources: dict[str, float]
-
-
-def plan_workers(num_workers: str, device: str, share: int = 1, others: float = 0) -> Workers:
-    """Fit the wish of `--num-workers` and `--device` to the cluster.
-
-    What is missing is asked of the cluster's autoscaler, and waited for while it brings nodes.
-
-    Args:
-        num_workers: `auto`, a number, or `MIN:MAX`.
-        device: `auto`, `cpu` or `cuda`; `auto` takes the GPUs that are there.
-        share: How many trainings have the cluster at the same time.
-        others: CPUs that something else takes meanwhile, such as reading data.
-
-    Raises:
-        UserError: The wish is malformed, or the cluster lacks what it takes.
-    """
-    least, most = parse_workers(num_workers)
-    _, gpus = count_resources()
-    gpu = device == "cuda" or (device == "auto" and gpus > 0)
-    if gpu:
-        await_resource("GPU", least, "use fewer --num-workers or --device cpu")
-    await_resource("CPU", least, "use fewer --num-workers")
-    cpus, gpus = (max(1, number // share) if number else 0 for number in count_resources())
-    if num_workers == "auto" and gpu:
-        least = most = max(gpus, 1)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max(int(node.get("CPU", 0)) for node in nodes if not gpu or node.get("GPU"))
-    at_once = min(most, max(least, cpus))  # more workers of an elastic training come with more nodes
-    each = min(max(1, min(largest, cpus // at_once)), (cpus - others) / at_once)
-    count = (least, most) if ":" in num_workers else most
-    return Workers(count, gpu, {"CPU": each, **({"GPU": 1} if gpu else {})})
-
-
-def parse_workers(num_workers: str) -> tuple[int, int]:
-    """Read the least and the most workers out of `--num-workers`; `auto` is 1.
-
-    Raises:
-        UserError: It is malformed.
-    """
-    low, _, high = ("1" if num_workers == "auto" else num_workers).partition(":")
-    try:
-        least, most = int(low), int(high or low)
-    except ValueError:
-        least = most = 0
-    if not 1 <= least <= most:
-        raise UserError(f"--num-workers {num_workers}: give auto, a number from 1, or MIN:MAX")
-    return least, most
-
-
-def await_resource(kind: str, count: int, advice: str) -> None:
-    """Wait until the cluster has so many CPUs or GPUs, as long as its autoscaler is bringing nodes.
-
-    A cluster of this job's own has no autoscaler.
-
-    Args:
-        kind: `CPU` or `GPU`.
-        count: How many are needed.
-        advice: What to do if they don't come.
-
-    Raises:
-        UserError: No node that could bring them is on its way.
-    """
-    here = _count(kind)
-    if here >= count:
-        return
-    lack = f"{count} {kind}{'s are' if count > 1 else ' is'} needed and this cluster has"
-    if not is_shared():
-        raise UserError(f"{lack} {here}; {advice}")
-    say(f"{lack} {here}: asking its autoscaler for more")
-    request_resources(bundles=[{"CPU": 1, kind: 1}] * count)
-    moved = spoke = time.monotonic()
-    try:
-        while (now_here := _count(kind)) < count:
-            now = time.monotonic()
-            if now_here != here or _is_launching():
-                here, moved = now_here, now
-            elif now - moved > LAUNCH_S:
-                raise UserError(f"{lack} {here}; for {LAUNCH_S:.0f} s no node was coming; {advice}")
-            if now - spoke > SPEAK_S:
-                say(f"Waiting for nodes: {here} of {count} {kind}s are there")
-                spoke = now
-            time.sleep(POLL_S)
-    finally:
-        request_resources(bundles=[])  # what runs keeps its nodes; idle ones may go
-
-
-def is_shared() -> bool:
-    """Tell whether the cluster was there before this job, and may have an autoscaler."""
-    return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def _count(kind: str) -> int:
-    return int(ray.cluster_resources().get(kind, 0))
-
-
-def _is_launching() -> bool:
-    """Tell whether the autoscaler is bringing nodes: version 2 answers, version 1 leaves a note."""
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        return bool(status.pending_launches or status.pending_nodes)
-    note = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    report = json.loads(note).get("autoscaler_report") or {} if note else {}
-    return bool(report.get("pending_launches") or report.get("pending_nodes"))
+def carry_registered() -> None:
+    """Have what callers registered reach workers by value, since these cannot import a caller's own modules."""
+    for spec in (*registered_specs("features"), *registered_specs("network")):
+        module = sys.modules[spec.__module__]
+        if spec.__module__ != "__main__" and not spec.__module__.startswith("ser_ray."):
+            ray.cloudpickle.register_pickle_by_value(module)

@@ -1,9 +1,14 @@
-"""Flags made from config dataclasses: flat, documented once, and a user's mistake answered by one line."""
+"""Settings as frozen dataclasses: what their fields allow, said once, and the flags that are made from them.
+
+A field says what it allows where it is declared, by `between` or `choice`; `check_settings` in `__post_init__` holds it
+to that. Flags are flat, documented by the dataclass's own docstring, and a user's mistake is answered by one line.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +22,44 @@ from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 
 Config = TypeVar("Config")
-RENAMED = {"kind": "features"}  # a field whose flag has another name
+
+
+def between(default: Any, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False) -> Any:
+    """Declare a number of a settings dataclass.
+
+    Args:
+        default: Its usual value.
+        low: The least value.
+        high: The largest value.
+        above: Whether the value must be more than `low`, not that itself.
+        optional: Whether None is a value, too.
+    """
+    return dataclasses.field(default=default, metadata={"between": (low, high, above, optional)})
+
+
+def choice(default: str, *others: str) -> Any:
+    """Declare a text of a settings dataclass that is one of a few; the first is the usual one."""
+    return dataclasses.field(default=default, metadata={"choice": tuple(dict.fromkeys((default, *others)))})
+
+
+def check_settings(config: Any) -> None:
+    """Hold a settings dataclass to what its fields declare.
+
+    Raises:
+        UserError: A value is not allowed; the message names its flag and what is.
+    """
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if limits := field.metadata.get("between"):
+            low, high, above, optional = limits
+            if value is None and optional:
+                continue
+            if value is None or not (low < value if above else low <= value) or not value <= high:
+                least = f"above {low:g}" if above else f"{low:g} or more"
+                raise UserError(f"{flag} must be {least if high == math.inf else f'{low:g} to {high:g}'}, got {value}")
+        choices = field.metadata.get("choice", (value,))
+        if value not in choices:
+            raise UserError(f"{flag} {value}: choose {' or '.join(choices)}")
 
 
 def parse_flags(
@@ -55,8 +97,7 @@ def parse_flags(
         "Flags", [(name, type_, dataclasses.field(default=default)) for name, (type_, default) in fields.items()]
     )
     words = [*_config_words(peek_flag(argv, "config"), set(fields)), *argv]
-    values = vars(tyro.cli(flags, args=words, description=description))
-    return {next((old for old, new in RENAMED.items() if new == name), name): v for name, v in values.items()}
+    return vars(tyro.cli(flags, args=words, description=description))
 
 
 def pick_config(config: type[Config], values: dict[str, Any]) -> Config:
@@ -110,10 +151,9 @@ def _collect(
     texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     hints = {name: hint for name, hint in _hints(config).items() if name not in without}
-    for field, hint in hints.items():
-        name = RENAMED.get(field, field)
+    for name, hint in hints.items():
         if not dataclasses.is_dataclass(hint) and name not in fields:
-            fields[name] = Annotated[hint, tyro.conf.arg(help=texts[field])], defaults.get(field, usual[field])
+            fields[name] = Annotated[hint, tyro.conf.arg(help=texts[name])], defaults.get(name, usual[name])
     for hint in filter(dataclasses.is_dataclass, hints.values()):
         _collect(hint, fields, defaults, without)
 

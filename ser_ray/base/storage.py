@@ -11,7 +11,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -152,3 +152,29 @@ def remove_folder(path: str) -> None:
     if exists(path):
         files, inner = filesystem(path)
         files.delete_dir(inner)
+
+
+@contextlib.contextmanager
+def lock(folder: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Keep other jobs on this machine off a local folder until the context ends or the process does.
+
+    Object storage and some network file systems know no locks; there nothing is locked.
+
+    Args:
+        folder: Path, made if it is not there, or URI.
+        on_wait: Called before waiting for a job that holds the lock.
+    """
+    if is_uri(folder):
+        yield
+        return
+    import fcntl  # Unix alone has it
+
+    os.makedirs(folder, exist_ok=True)
+    with open(join(folder, ".lock"), "w") as file:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.experiment.splits import Split, SplitConfig, split
-from ser_ray.features.settings import FEATURES_OF
-from ser_ray.networks.models import ModelConfig
-from ser_ray.speech.emotions import LabelSet, parse_labels
-from ser_ray.store.store import Store
-from ser_ray.training.frames import FrameAugmentConfig
-from ser_ray.training.learner import TrainConfig
+from ser_ray.base.settings import between, check_settings
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.experiment.splits import Split, split
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.networks.spec import NetworkSpec, write_network
+from ser_ray.speech.emotions import parse_labels
+from ser_ray.store.rows import Rows
+from ser_ray.training.settings import FrameAugmentConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -31,77 +27,96 @@ class Experiment:
         members: Networks to train; they answer together, by their mean. The first is validated; the others, each with a
             seed of its own, learn from its validation speakers too, to the last epoch.
         start_from: A finished run, or its model, of the same network, from whose weights training starts; for a small
-            corpus, one of a larger one. It must not have heard the speakers that are tested or validate here.
+            corpus, one of a larger one. It must not have been trained on speakers that are tested or validate here.
+        speaker_norm: Normalize features by their mean and standard deviation over all clips of the same speaker, tested
+            ones too, without a look at emotions; best with many clips of each.
+        split: Who is tested on.
+        network: Which network.
+        train: How to train it.
+        changes: How its training clips are changed; None for a network whose clips are not.
     """
 
     corpus: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("all",)
-    members: int = 1
+    members: int = between(1, 1)
     start_from: str | None = None
+    speaker_norm: bool = False
     split: SplitConfig = field(default_factory=SplitConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=partial(TrainConfig.for_model, ModelConfig.model))
-    frame_augment: FrameAugmentConfig = field(default_factory=FrameAugmentConfig)
+    network: NetworkSpec = field(default_factory=LogMelResNetSpec)
+    train: TrainConfig | None = None
+    changes: FrameAugmentConfig | None = None
 
     def __post_init__(self) -> None:
+        """Check it, and put the usual training of the network where none was given.
+
+        Raises:
+            UserError: Something does not go together.
+        """
+        check_settings(self)
         parse_labels(self.labels)
-        if self.members < 1:
-            raise UserError(f"--members must be 1 or more, got {self.members}")
+        if self.train is None:
+            object.__setattr__(self, "train", TrainConfig.usual(self.network))
+        if self.changes is None and self.network.changes_frames:
+            object.__setattr__(self, "changes", FrameAugmentConfig())
         if self.members > 1 and self.train.schedule == "plateau":
             raise UserError(f"--members {self.members}: only the first is validated, so it takes --schedule one-cycle")
+        if self.speaker_norm and not self.network.takes_speaker_norm:
+            raise UserError(f"--speaker-norm is not for --model {self.network.name}, which is as its recipe has it")
 
-    def identity(self, store: Store) -> dict[str, Any]:
-        """Return what makes two runs the same; where, on how many workers and how compiled does not matter."""
-        config = asdict(self)
-        for name in ("num_workers", "device", "compile"):
-            del config["train"][name]
-        info = store.info()
-        return {"store": info["fingerprint"], "clips_digest": info["clips_digest"], **config}
+    def identity(self, rows: Rows) -> dict[str, Any]:
+        """Return what makes two runs the same; where and how they ran does not matter."""
+        info = rows.source.info
+        return {
+            "store": info["fingerprint"],
+            "clips_digest": info["clips_digest"],
+            "corpus": self.corpus,
+            "labels": self.labels,
+            "members": self.members,
+            "start_from": self.start_from,
+            "split": asdict(self.split),
+            "model": {**write_network(self.network), "speaker_norm": self.speaker_norm},
+            "train": asdict(self.train),
+            "frame_augment": asdict(self.changes) if self.changes else None,
+        }
 
 
-def choose_rows(store: Store, experiment: Experiment) -> tuple[pa.Table, np.ndarray]:
-    """Return the metadata of the rows of the chosen corpora, and their indices in the store.
+def choose_rows(rows: Rows, experiment: Experiment) -> Rows:
+    """Return the rows of the chosen corpora.
 
     Raises:
-        UserError: The store is unfinished, a corpus is not in it, or its features are not those of the model.
+        UserError: A corpus is not in the store, or its features are not those of the network.
     """
-    info = store.info()
-    if info is None or not info["complete"]:
-        raise UserError(f"{store.root} is not a finished feature store; run jobs/featurize.py --data ... first")
-    wanted = FEATURES_OF[experiment.model.model]
-    if info["features"]["kind"] != wanted:
+    network, kind = experiment.network, rows.recipe.features.name
+    if kind != network.features:
         raise UserError(
-            f"{store.root} holds {info['features']['kind']} features and --model {experiment.model.model} "
-            f"takes {wanted}; leave out --store to have them made"
+            f"{rows.source.store.root} holds {kind} features and --model {network.name} takes {network.features}; "
+            "leave out --store to have them made"
         )
-    rows = store.rows()
-    there = rows.column("corpus").unique().to_pylist()
+    there = rows.values("corpus")
     missing = [name for name in experiment.corpus if name not in there]
     if missing:
         raise UserError(f"--corpus {missing[0]}: not in the store, which holds {', '.join(sorted(there))}")
-    keep = pc.is_in(rows.column("corpus"), pa.array(experiment.corpus or there))
-    return rows.filter(keep), np.flatnonzero(keep.to_numpy())
+    return rows.take(rows.among("corpus", experiment.corpus or there))
 
 
-def inner_splits(store: Store, experiment: Experiment, inner_folds: int) -> tuple[LabelSet, list[Split]]:
+def inner_splits(rows: Rows, experiment: Experiment, inner_folds: int) -> list[Split]:
     """Choose rows for settings to be judged on, without those that are tested.
 
+    Args:
+        rows: Those of the chosen corpora.
+        experiment: Whose tested rows are left alone.
+        inner_folds: How many splits; 1 takes the validation speakers of the experiment's own.
+
     Returns:
-        The labels, and what trains and validates in each of the inner folds, as indices in the store.
+        What trains and validates in each of the inner folds.
     """
-    rows, chosen = choose_rows(store, experiment)
     outer = split(rows, parse_labels(experiment.labels), experiment.split)
     say(outer.description)
     if inner_folds == 1:
-        return outer.labels, [
-            replace(outer, **{part: chosen[getattr(outer, part)] for part in ("train", "validation")})
-        ]
-    tested = set(rows["speaker_id"].take(outer.test).to_pylist())
-    others = np.array([speaker not in tested for speaker in rows["speaker_id"].to_pylist()])
-    rows, chosen = rows.filter(pa.array(others)), chosen[others]
+        return [outer]
+    others = rows.take(~rows.among("speaker_id", outer.test.values("speaker_id")))
     splits = []
     for fold in range(inner_folds):
-        inner = split(rows, outer.labels, SplitConfig(fold=fold, num_folds=inner_folds, seed=experiment.split.seed))
-        train = chosen[np.union1d(inner.train, inner.validation)]
-        splits.append(replace(inner, train=train, validation=chosen[inner.test]))
-    return outer.labels, splits
+        inner = split(others, outer.labels, SplitConfig(fold=fold, num_folds=inner_folds, seed=experiment.split.seed))
+        splits.append(replace(inner, train=inner.train.union(inner.validation), validation=inner.test))
+    return splits

@@ -1,62 +1,77 @@
-"""One run of an experiment: train, and score on speakers never heard."""
+"""One run of an experiment: plan, train, and score on speakers never heard in training."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from torch import nn
 
-from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment, choose_rows
-from ser_ray.experiment.splits import Split, check, split
-from ser_ray.features.settings import FeatureConfig
-from ser_ray.model.bundle import Bundle, answer, load, probabilities
-from ser_ray.model.examples import COLUMNS, Examples
-from ser_ray.model.speakers import Speakers
-from ser_ray.networks.models import Ensemble
+from ser_ray.experiment.splits import Split, check_leaks, split
+from ser_ray.model.calibration import fit_temperature
+from ser_ray.model.examples import Examples
+from ser_ray.model.files import load_model, save_model
+from ser_ray.model.model import Model
+from ser_ray.model.speakers import TOLD, Known, Speakers, listen
 from ser_ray.scores import metrics
-from ser_ray.scores.run_folder import MADE_SPEECH, claim, refuse_finished, show_epoch, versions, write_run
+from ser_ray.scores.run_folder import RunFolder
+from ser_ray.scores.scores import Scores, used_versions
+from ser_ray.scores.screen import show_epoch
 from ser_ray.speech.emotions import parse_labels
+from ser_ray.store.rows import Rows, open_rows
 from ser_ray.store.store import Store, differences
-from ser_ray.training.fit import fit
-from ser_ray.training.frames import VIEWS
-from ser_ray.training.worker_rows import speakers_of
+from ser_ray.training.fit import train_many
+from ser_ray.training.settings import Compute
+from ser_ray.training.task import Fitted, Method, Place, Task, Tell
+from ser_ray.training.worker_rows import usual_speech
 
-SPEAKER_NORM = (
-    "Spectra are normalized by speaker, those of tested speakers too: by all their clips, but not their emotions."
-)
-_PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run before it is trained.
+
+    Attributes:
+        experiment: What is asked.
+        rows: Rows of the chosen corpora.
+        parts: Those that train, validate and test.
+        leaks: What these share, counted.
+        folder: Where the run is.
+        start: The model that training starts from; None for drawn weights.
+        tasks: What is to be trained, one task a member.
+        description: All of it in words.
+    """
+
+    experiment: Experiment
+    rows: Rows
+    parts: Split
+    leaks: dict[str, Any]
+    folder: RunFolder
+    start: Model | None
+    tasks: list[Task]
+    description: str
 
 
 def run(
     store: Store,
     experiment: Experiment,
-    run_root: str,
-    command: str,
-    made_speech: bool = False,
-    embed_audio: bool = False,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    share: int = 1,
+    folder: RunFolder,
+    compute: Compute | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Train and test once; an unfinished run of the same folder goes on.
 
     Args:
-        store: Complete feature store.
+        store: Finished feature store.
         experiment: What to do.
-        run_root: The run's folder or URI.
-        command: The command line, for the record.
-        made_speech: Whether the clips are synthetic, so that the scores say nothing about people.
-        embed_audio: Put the sounds of the worst mistakes into the report.
-        on_epoch: Called with the metrics of each epoch; None prints them.
-        share: How many such runs have the cluster at the same time.
+        folder: Where the run is to be.
+        compute: Where and how to train; None for what is there.
+        tell: Called with the metrics of each epoch; None prints them.
 
     Returns:
         The content of `metrics.json`.
@@ -64,127 +79,146 @@ def run(
     Raises:
         UserError: The store or the cluster does not allow the experiment, or the split leaks.
     """
-    refuse_finished(run_root)
-    rows, chosen = choose_rows(store, experiment)
-    started = time.perf_counter()
-    parts = split(rows, parse_labels(experiment.labels), experiment.split)
-    labels, leaks = parts.labels, check(rows, parts, experiment.split.protocol)
-    _refuse_untrained(rows, parts)
-    before = _load_start(store, experiment, rows, parts) if experiment.start_from else None
-    claim(run_root, experiment.identity(store), command)
-    several = experiment.members > 1
-    description = parts.description
-    if several:
-        description += (
-            f" {experiment.members} networks answer together; only the first, which gives the scores on validation "
-            "speakers, was not trained on these."
-        )
-    if before:
-        description += f" Training starts from {experiment.start_from}, which heard none of the speakers tested here."
-    if experiment.model.speaker_norm:
-        description += f" {SPEAKER_NORM}"
-    say(description)
-    show_table("Rows", _count_rows(rows, parts))
+    folder.refuse_finished()
+    rows = choose_rows(open_rows(store), experiment)
+    known = listen(rows) if experiment.speaker_norm else None
+    plan = plan_run(rows, experiment, folder, known)
+    say(plan.description)
+    show_table("Rows", _count_rows(plan.parts))
+    tell = tell or partial(show_epoch, epochs=experiment.train.epochs)
+    fitted = [one for _, one in train_many(plan.tasks, Place(compute or Compute()), tell)]
+    return finish_run(plan, fitted)
 
-    show = on_epoch or partial(show_epoch, epochs=experiment.train.epochs)
-    train, validation = chosen[parts.train], chosen[parts.validation]
-    speakers = speakers_of(store, experiment.model, train, chosen)
-    starts = [network.state_dict() for network in before.networks] if before else []
-    fitted = []
+
+def plan_run(
+    rows: Rows,
+    experiment: Experiment,
+    folder: RunFolder,
+    known: dict[str, Known] | None = None,
+    names: dict[str, int] | None = None,
+) -> Plan:
+    """Choose who trains, validates and is tested, check that nothing leaks, and claim the run's folder.
+
+    Args:
+        rows: Those of the chosen corpora.
+        experiment: What to do.
+        folder: Where the run is to be.
+        known: What is known of all speakers, where features are normalized by speaker.
+        names: What tells its trainings from others that run beside them.
+
+    Raises:
+        UserError: The rows do not allow the experiment, the split leaks, or the folder holds another run.
+    """
+    parts = split(rows, parse_labels(experiment.labels), experiment.split)
+    leaks = check_leaks(parts, experiment.split.protocol)
+    _refuse_untrained(parts)
+    start = _load_start(rows, experiment, parts) if experiment.start_from else None
+    folder.claim(experiment.identity(rows))
+    speakers = Speakers(usual_speech(parts.train), known or {}) if experiment.speaker_norm else None
+    several = experiment.members > 1
+    starts = [network.state_dict() for network in start.members] if start else [None]
+    tasks = []
     for k in range(experiment.members):
-        in_store = replace(parts, train=train, validation=validation)
-        if k:
-            in_store = replace(parts, train=np.union1d(train, validation), validation=validation[:0])
         config = replace(experiment.train, seed=experiment.train.seed + k)
-        configs = experiment.model, config, experiment.frame_augment
-        root = storage.join(run_root, f"member-{k}") if several else run_root
-        tell = partial(_named, show, {"member": k} if several else {})
-        start = starts[k % len(starts)] if starts else None
-        fitted.append(fit(store, in_store, labels, *configs, root, tell, share, start=start, speakers=speakers))
-    train_s = time.perf_counter() - started
-    networks = [one.network for one in fitted]
-    network = Ensemble(networks) if several else networks[0]
-    bundle = Bundle(network, experiment.model, FeatureConfig(**store.info()["features"]), labels)
-    bundle.views = VIEWS if bundle.features.kind == "log_mel" else ()
-    heard = _speakers(rows, parts.train) | _speakers(rows, parts.validation)
-    bundle.heard_speakers = tuple(sorted(heard.union(before.heard_speakers if before else ())))
-    bundle.temperature = _fit_temperature(store, bundle, networks[0], validation, speakers)
-    predictions = predict_rows(bundle, store, chosen[parts.test], speakers)
+        method = Method(experiment.network, rows.recipe.features, parts.labels, config, experiment.changes)
+        task = Task(
+            method,
+            parts.train.union(parts.validation) if k else parts.train,
+            parts.validation.take(np.zeros(0, int)) if k else parts.validation,
+            folder.inner(f"member-{k}").root if several else folder.root,
+            speakers,
+            starts[k % len(starts)],
+            {**(names or {}), **({"member": k} if several else {})},
+        )
+        tasks.append(task)
+    return Plan(experiment, rows, parts, leaks, folder, start, tasks, _describe(experiment, parts))
+
+
+def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
+    """Make the model of trained members, test it, and write the run's folder.
+
+    Returns:
+        The content of `metrics.json`.
+    """
+    started = time.perf_counter()
+    experiment, parts, rows = plan.experiment, plan.parts, plan.rows
+    network, speakers = experiment.network, plan.tasks[0].speakers
+    trained_on = parts.train.values("speaker_id") | parts.validation.values("speaker_id")
+    model = Model(
+        members=[one.network for one in fitted],
+        network=network,
+        features=rows.recipe.features,
+        labels=parts.labels,
+        speaker_norm=experiment.speaker_norm,
+        views=network.views,
+        trained_on=tuple(sorted(trained_on.union(plan.start.trained_on if plan.start else ()))),
+    )
+    model.temperature = _fit_temperature(model, parts, speakers)
+    predictions = model.predict_rows(parts.test, speakers.known if speakers else None)
+    several = experiment.members > 1
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
-    scores = {
-        **metrics.score(predictions, labels.names, seed=experiment.train.seed),
-        "protocol": experiment.split.protocol,
-        "fold": experiment.split.fold,
-        "description": description,
-        "notes": [MADE_SPEECH] if made_speech else [],
-        "leaks": leaks,
-        "excluded": parts.excluded,
-        "best_epoch": fitted[0].best_epoch,
-        "temperature": bundle.temperature,
-        "config": experiment.identity(store),
-        "command": command,
-        "versions": versions(),
-        "timing": {
-            "train_s": train_s,
-            "test_s": time.perf_counter() - started - train_s,
+    made = any(part.made_speech for part in (parts.train, parts.validation, parts.test))
+    scores = Scores(
+        measured=metrics.score(predictions, parts.labels.names, seed=experiment.train.seed),
+        protocol=experiment.split.protocol,
+        fold=experiment.split.fold,
+        description=plan.description,
+        leaks=plan.leaks,
+        config=experiment.identity(rows),
+        command=plan.folder.command,
+        timing={
+            "train_s": sum(one.seconds for one in fitted),
+            "test_s": time.perf_counter() - started,
             "num_workers": fitted[-1].num_workers,
             "clips_per_s": float(np.median([epoch["clips_per_s"] for epoch in history])),
         },
-    }
-    bundle.facts = {name: scores[name] for name in ("description", "notes", "num_test", "uar", "accuracy", "versions")}
-    bundle.save(storage.join(run_root, "model"))
-    write_run(run_root, store, scores, predictions, history, embed_audio)
-    return scores
+        made_speech=made or bool(plan.start and plan.start.made_speech),
+        excluded=parts.excluded,
+        best_epoch=fitted[0].best_epoch,
+        temperature=model.temperature,
+    )
+    content = scores.content()
+    told = ("description", "notes", "made_speech", "num_test", "uar", "accuracy")
+    model.facts = {name: content[name] for name in told} | {"versions": used_versions()}
+    save_model(model, plan.folder.inner("model").root)
+    return plan.folder.finish(scores, predictions, rows.source.store, history)
 
 
-def predict_rows(bundle: Bundle, store: Store, indices: np.ndarray, speakers: Speakers | None) -> pa.Table:
-    """Predict rows of a store.
-
-    Args:
-        bundle: The model.
-        store: Store of its features.
-        indices: Indices of rows in the sorted rows of the store; their emotions are all among the bundle's labels.
-        speakers: By whom to normalize; None for a model that does not.
-
-    Returns:
-        The table of `predictions.parquet` with a column `path` besides.
-    """
-    rows = store.take(indices, [*_PREDICTED, "emotion", "path", "augmentation", "features"])
-    logits_NC = answer(bundle, Examples.from_rows(rows, bundle.labels, speakers=speakers))
-    probabilities_NC = probabilities(bundle, logits_NC).numpy()
-    names = np.array(bundle.labels.names)
-    table = rows.select(_PREDICTED)
-    targets = [bundle.labels.index(emotion) for emotion in rows["emotion"].to_pylist()]
-    table = table.append_column("emotion", pa.array(names[targets]))
-    table = table.append_column("predicted", pa.array(names[probabilities_NC.argmax(axis=1)]))
-    table = table.append_column("probabilities", pa.array(list(probabilities_NC), pa.list_(pa.float64())))
-    return table.append_column("path", rows.column("path"))
+def _describe(experiment: Experiment, parts: Split) -> str:
+    """Say in words who is tested on, and by what."""
+    text = parts.description
+    if experiment.members > 1:
+        text += (
+            f" {experiment.members} networks answer together; only the first, which gives the scores on validation "
+            "speakers, was not trained on these."
+        )
+    if experiment.start_from:
+        text += f" Training starts from {experiment.start_from}, which heard none of the speakers tested here."
+    return f"{text} {TOLD}" if experiment.speaker_norm else text
 
 
-def _named(show: Callable[[dict[str, Any]], None], name: dict[str, int], epoch: dict[str, Any]) -> None:
-    show(name | epoch)
+def _fit_temperature(model: Model, parts: Split, speakers: Speakers | None) -> float:
+    """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it."""
+    examples = Examples.from_rows(parts.validation, model.labels, speakers)
+    return fit_temperature(model.logits(examples, model.members[:1]).numpy(), examples.targets.numpy())
 
 
-def _fit_temperature(
-    store: Store, bundle: Bundle, network: nn.Module, validation: np.ndarray, speakers: Speakers | None
-) -> float:
-    """Fit the temperature to what a network says of its validation rows; members that were trained on them take it."""
-    examples = Examples.from_rows(store.take(validation, COLUMNS), bundle.labels, speakers=speakers)
-    return metrics.fit_temperature(answer(bundle, examples, network).numpy(), examples.targets.numpy())
-
-
-def _load_start(store: Store, experiment: Experiment, rows: pa.Table, parts: Split) -> Bundle:
+def _load_start(rows: Rows, experiment: Experiment, parts: Split) -> Model:
     """Read the model that training starts from.
 
     Raises:
-        UserError: It is another network, takes other features, or has heard whom it must not.
+        UserError: It is another network, takes other features, or was trained on whom it must not.
     """
-    start = load(experiment.start_from)
-    changed = differences(asdict(start.model), asdict(experiment.model))
-    changed = changed or differences(asdict(start.features), store.info()["features"])
+    start = load_model(experiment.start_from)
+    normed = {"speaker_norm": start.speaker_norm}, {"speaker_norm": experiment.speaker_norm}
+    changed = differences({"model": start.network.name}, {"model": experiment.network.name})
+    changed = changed or differences(
+        asdict(start.network) | normed[0], asdict(experiment.network) | normed[1]
+    )  # of the same network
+    changed = changed or differences(asdict(start.features), asdict(rows.recipe.features))
     if changed:
         raise UserError(f"--start-from {experiment.start_from} is another kind of network ({changed})")
-    known = set(start.heard_speakers) & (_speakers(rows, parts.test) | _speakers(rows, parts.validation))
+    known = set(start.trained_on) & (parts.test.values("speaker_id") | parts.validation.values("speaker_id"))
     if known:
         raise UserError(
             f"--start-from {experiment.start_from} was trained on {len(known)} of the speakers that are tested or "
@@ -193,30 +227,25 @@ def _load_start(store: Store, experiment: Experiment, rows: pa.Table, parts: Spl
     return start
 
 
-def _refuse_untrained(rows: pa.Table, parts: Split) -> None:
+def _refuse_untrained(parts: Split) -> None:
     """Refuse to test emotions that no training clip has.
 
     Raises:
         UserError: There is such an emotion; the message names it.
     """
-    heard, tested = (
-        {parts.labels.index(emotion) for emotion in rows.column("emotion").take(indices).unique().to_pylist()}
-        for indices in (parts.train, parts.test)
+    trained, tested = (
+        {parts.labels.index(emotion) for emotion in part.values("emotion")} for part in (parts.train, parts.test)
     )
-    if missing := [parts.labels.names[i] for i in sorted(tested - heard)]:
+    if missing := [parts.labels.names[i] for i in sorted(tested - trained)]:
         raise UserError(
             f"no training clip is {missing[0]}, which is tested; add clips of more speakers, or name other --labels"
         )
 
 
-def _speakers(rows: pa.Table, indices: np.ndarray) -> set[str]:
-    return set(rows.column("speaker_id").take(indices).to_pylist())
-
-
-def _count_rows(rows: pa.Table, parts: Split) -> list[dict[str, Any]]:
+def _count_rows(parts: Split) -> list[dict[str, Any]]:
     table = []
     for name in ("train", "validation", "test"):
-        part = rows.take(getattr(parts, name))
-        clips, speakers = (len(part.column(column).unique()) for column in ("utterance_id", "speaker_id"))
-        table.append({"part": name, "rows": part.num_rows, "clips": clips, "speakers": speakers})
+        part = getattr(parts, name)
+        clips, speakers = (len(part.values(column)) for column in ("utterance_id", "speaker_id"))
+        table.append({"part": name, "rows": len(part), "clips": clips, "speakers": speakers})
     return table

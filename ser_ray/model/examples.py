@@ -1,4 +1,4 @@
-"""Examples in memory and what a network says of them: what training, evaluation and prediction share.
+"""Examples in memory and what a network says of them: what training and answering share.
 
 Shape suffixes: N examples, B batch, T frames, F features, C classes.
 """
@@ -9,24 +9,24 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from ser_ray.features.arrays import decode_features, shape_of
 from ser_ray.model.speakers import Speakers
 from ser_ray.speech.emotions import LabelSet
-from ser_ray.store.store import decode
+from ser_ray.store.rows import Rows
 
-CLIPS = 64  # that a network answers at a time, at most
-FRAMES = {"cpu": 2048, "cuda": 65536}  # of theirs, padding included
-EVEN = 32  # its length is a multiple of so many frames: kernels and freed memory serve again where shapes recur
-_ROWS = 4096  # of averaged features that are copied at a time
-# Of a store, that examples are made of.
-COLUMNS = ["utterance_id", "augmentation", "corpus", "speaker_id", "emotion", "features"]
+CLIPS = 64  # Most clips that a network answers at a time.
+FRAMES = {"cpu": 2048, "cuda": 65536}  # Largest batch that a network answers, in frames with padding, by device.
+EVEN = 32  # A batch has a multiple of so many frames: kernels and freed memory serve again where shapes recur.
+_ROWS = 4096  # Rows of one shape that statistics read at a time.
+COLUMNS = ["utterance_id", "corpus", "speaker_id", "emotion"]  # Metadata that examples are made from.
 
 
 @dataclass
@@ -34,11 +34,13 @@ class Examples:
     """Features and targets of many clips, in one block of memory.
 
     Attributes:
-        values: `[N, 162]` for `summary`; all frames one after the other, `[frames, n_mels]`, for `log_mel`.
+        values: `[N, *shape]` where all clips have one shape; where lengths vary, all frames one after the other,
+            `[frames, n_mels]`.
         offsets: `[N + 1]`; example i is `values[offsets[i] : offsets[i + 1]]`.
-        targets: `[N]` class indices.
+        targets: `[N]` class indices, -1 for an emotion that is not among the labels.
         keys: `[N]` int64 drawn from each clip's id, whatever else is there.
-        groups: `[N]` which corpus each clip is of, by its place in the list that was given; else 0.
+        groups: `[N]` place of each clip's corpus in the list of corpora.
+        framed: Whether lengths vary.
     """
 
     values: Tensor
@@ -46,41 +48,55 @@ class Examples:
     targets: Tensor
     keys: Tensor
     groups: Tensor
+    framed: bool
 
     @classmethod
-    def from_rows(
-        cls,
-        rows: pa.Table,
-        labels: LabelSet,
-        corpora: Sequence[str] = (),
-        speakers: Speakers | None = None,
-    ) -> Examples:
-        """Take what examples are made of from store rows.
+    def from_rows(cls, rows: Rows, labels: LabelSet, speakers: Speakers | None = None) -> Examples:
+        """Read rows of a store, in their order.
 
         Args:
-            rows: With the columns `COLUMNS`; `corpus` only if corpora are given, `speaker_id` only if speakers are.
-            labels: The classes; an emotion that is not among them has the target -1.
-            corpora: All there are, to know examples by their corpus.
+            rows: The clips.
+            labels: The classes.
             speakers: By whom to normalize; None not to.
         """
-        values, offsets = speakers.normalize(rows) if speakers else decode(rows.column("features"))
-        index = {emotion: labels.index(emotion) for emotion in rows.column("emotion").unique().to_pylist()}
-        targets = [-1 if index[e] is None else index[e] for e in rows.column("emotion").to_pylist()]
-        digests = [hashlib.sha256(name.encode()).digest() for name in rows.column("utterance_id").to_pylist()]
-        keys = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
-        groups = [corpora.index(name) for name in rows.column("corpus").to_pylist()] if corpora else [0] * len(keys)
-        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups)))
+        table = rows.table(COLUMNS).append_column("features", rows.features())
+        return cls.from_table(table, labels, rows.corpora, speakers)
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Examples:
+    def from_table(
+        cls, table: pa.Table, labels: LabelSet, corpora: Sequence[str], speakers: Speakers | None = None
+    ) -> Examples:
+        """Take examples from a table with the columns `COLUMNS` and `features`.
+
+        Args:
+            table: One row per example.
+            labels: The classes.
+            corpora: All corpora there are, by whose places examples are grouped.
+            speakers: By whom to normalize; None not to.
+        """
+        values, offsets = decode_features(table["features"])
+        if speakers:
+            values = speakers.normalize(values, offsets, table["speaker_id"].to_pylist())
+        index = {emotion: labels.index(emotion) for emotion in table["emotion"].unique().to_pylist()}
+        targets = [-1 if index[e] is None else index[e] for e in table["emotion"].to_pylist()]
+        digests = [hashlib.sha256(name.encode()).digest() for name in table["utterance_id"].to_pylist()]
+        keys = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+        groups = [corpora.index(name) for name in table["corpus"].to_pylist()]
+        framed = shape_of(table["features"].type)[0] is None
+        return cls(*map(torch.tensor, (values, offsets, targets, keys, groups)), framed)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any]) -> Examples:
         """Take what `arrays` gave, without copying; it must not be written to."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "framed"}
+        return cls(**tensors, framed=arrays["framed"])
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Any]:
         """Return everything as NumPy arrays, which processes can share."""
-        return {name: tensor.numpy() for name, tensor in vars(self).items()}
+        tensors = {name: value.numpy() for name, value in vars(self).items() if name != "framed"}
+        return {**tensors, "framed": self.framed}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -90,11 +106,11 @@ class Examples:
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_N.tolist()]
         offsets = torch.tensor([0, *map(len, clips)], device=self.offsets.device).cumsum(0)
         others = (tensor[index_N] for tensor in (self.targets, self.keys, self.groups))
-        return Examples(torch.cat(clips), offsets, *others)
+        return Examples(torch.cat(clips), offsets, *others, self.framed)
 
     def statistics(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each feature over some examples' rows or frames, in float64."""
-        if len(self.values) == len(self.targets):
+        if not self.framed:
             parts = (self.values[part].double() for part in index_N.split(_ROWS))
         else:
             clips = zip(self.offsets[index_N].tolist(), self.offsets[index_N + 1].tolist(), strict=True)
@@ -103,16 +119,18 @@ class Examples:
 
     def to(self, device: torch.device) -> Examples:
         """Move everything to a device."""
-        return Examples(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "framed"}
+        return Examples(**tensors, framed=self.framed)
 
-    def batch(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of some examples, `[B, F]` or padded `[B, T, F]`, and `lengths_B`.
+    def batch(self, index_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the features of some examples and `lengths_B`.
 
-        T is a multiple of `EVEN`.
+        Those of one shape come as `[B, *shape]`, with None for lengths; others padded, `[B, T, F]`, where T is a
+        multiple of `EVEN`.
         """
+        if not self.framed:
+            return self.values[index_B], None
         lengths_B = self.offsets[index_B + 1] - self.offsets[index_B]
-        if len(self.values) == len(self.targets):
-            return self.values[index_B], lengths_B
         clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in index_B.tolist()]
         clip_BTF = pad_sequence(clips, batch_first=True)
         return functional.pad(clip_BTF, (0, 0, 0, -clip_BTF.shape[1] % EVEN)), lengths_B

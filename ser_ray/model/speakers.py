@@ -11,28 +11,29 @@ Shape suffix: F mel bands.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from ser_ray.base.console import say
-from ser_ray.store.store import Store, decode
+from ser_ray.features.arrays import decode_features
+from ser_ray.store.rows import Rows
 
-USUAL_FRAMES = 200  # 3.2 s, where frames are 16 ms apart
-LEAST_STD = 1.0  # dB, of a speaker's band: what hardly changes is not blown up
-FEW = 10  # clips of a speaker; with fewer, networks that do not normalize by speaker are better (docs/results.md)
+USUAL_FRAMES = 200  # Frames of usual speech that count beside a speaker's own: 3.2 s, where they are 16 ms apart.
+LEAST_STD = 1.0  # Least deviation of a speaker's band, dB: what hardly changes is not blown up.
+TOLD = "Spectra are normalized by speaker, those of tested speakers too: by all their clips, but not their emotions."
+FEW = 10  # With fewer known clips of a speaker, networks that do without normalization are better (docs/results.md).
 
 
-class Heard(NamedTuple):
+class Known(NamedTuple):
     """What is known of one speaker.
 
     Attributes:
-        frames: Of all clips.
-        sums_2F: Of all frames (`sums_of`).
+        frames: Number of frames of all known clips.
+        sums_2F: Their sums (`sums_of`).
     """
 
     frames: int = 0
@@ -45,63 +46,58 @@ class Speakers:
 
     Attributes:
         usual_2F: Mean and standard deviation of each band over the training frames, dB, to which clips are brought.
-        heard: Of each speaker; of any other nothing is known.
+        known: What is known of each speaker; of any other nothing is.
     """
 
     usual_2F: np.ndarray
-    heard: dict[str, Heard]
+    known: dict[str, Known]
 
     def scale_and_shift(self, speaker: str) -> np.ndarray:
         """Return by what to multiply the bands of a speaker and what to add then, `[2, F]` float32."""
-        frames, sums_2F = self.heard.get(speaker, Heard())
+        frames, sums_2F = self.known.get(speaker, Known())
         mean_F, std_F = self.usual_2F.astype(np.float64)
         usual_2F = np.stack([mean_F, std_F**2 + mean_F**2])
         own_F, square_F = (sums_2F + USUAL_FRAMES * usual_2F) / (frames + USUAL_FRAMES)
         scale_F = std_F / np.sqrt(np.maximum(square_F - own_F**2, LEAST_STD**2))
         return np.stack([scale_F, mean_F - scale_F * own_F]).astype(np.float32)
 
-    def normalize(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """Decode the features of store rows, and normalize them by all that is known of their speakers.
+    def normalize(self, values: np.ndarray, offsets: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Normalize features by all that is known of their speakers.
 
         Args:
-            rows: With the columns `features` and `speaker_id`.
+            values: Of all clips, and
+            offsets: where each begins, as `features.arrays.decode_features` gives them.
+            names: The speaker of each clip.
 
         Returns:
-            What `decode` does.
+            Values as they were given, in memory of their own.
         """
-        values, offsets = decode(rows.column("features"))
         values = values.copy()
-        names = rows.column("speaker_id").to_pylist()
         changes = {name: self.scale_and_shift(name) for name in set(names)}
         for name, (begin, end) in zip(names, pairwise(offsets), strict=True):
             scale_F, shift_F = changes[name]
             values[begin:end] *= scale_F
             values[begin:end] += shift_F
-        return values, offsets
+        return values
 
 
-def hear_speakers(store: Store, wanted: Container[str]) -> dict[str, Heard]:
-    """Hear speakers of a store, reading shard by shard; changed copies of clips are left out.
+def listen(rows: Rows) -> dict[str, Known]:
+    """Listen to the clips of some speakers, shard by shard; changed copies among the rows are left out.
 
-    Those of few clips are counted on the screen.
-
-    Args:
-        store: Complete feature store.
-        wanted: Their ids.
+    Speakers of few clips are counted on the screen.
     """
-    heard: dict[str, Heard] = {}
+    known: dict[str, Known] = {}
     clips_of: Counter[str] = Counter()
-    for rows in store.each(["speaker_id", "augmentation", "features"], "none"):
-        values, offsets = decode(rows.column("features"))
-        for name, (begin, end) in zip(rows.column("speaker_id").to_pylist(), pairwise(offsets), strict=True):
-            if name in wanted:
-                frames, sums_2F = heard.get(name, Heard())
-                heard[name] = Heard(frames + int(end - begin), sums_2F + sums_of(values[begin:end]))
-                clips_of[name] += 1
+    for some, column in rows.take(rows.among("augmentation", ["none"])).each():
+        values, offsets = decode_features(column)
+        for name, (begin, end) in zip(some["speaker_id"].to_pylist(), pairwise(offsets), strict=True):
+            frames, sums_2F = known.get(name, Known())
+            known[name] = Known(frames + int(end - begin), sums_2F + sums_of(values[begin:end]))
+            clips_of[name] += 1
     if few := sorted(name for name, count in clips_of.items() if count < FEW):
-        words = f"Speakers with fewer than {FEW} clips, too few to gain by normalization: {len(few)} of {len(heard)}"
+        words = f"Speakers with fewer than {FEW} clips, too few to gain by normalization: {len(few)} of {len(known)}"
         say(f"{words}, such as {few[0]}")
-    return heard
+    return known
 
 
 def sums_of(frames: np.ndarray) -> np.ndarray:

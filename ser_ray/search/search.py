@@ -1,4 +1,4 @@
-"""Hyperparameter search on Ray Tune: trials that train by `training.fit` on rows that all of them share.
+"""Hyperparameter search on Ray Tune: trials that train by `train_many` on rows that all of them share.
 
 Trials are judged by UAR on validation speakers. The tested speakers' rows are not even read before the search is over;
 then the best settings are trained once more and tested once.
@@ -16,57 +16,74 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.tune
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import Brake, count_resources, plan_workers
+from ser_ray.base.cluster import Brake, carry_registered
 from ser_ray.base.console import say, watch
 from ser_ray.base.errors import UserError
-from ser_ray.experiment.experiment import Experiment, inner_splits
+from ser_ray.base.workers import count_resources, plan_workers
+from ser_ray.experiment.experiment import Experiment, choose_rows, inner_splits
 from ser_ray.experiment.run import run
 from ser_ray.experiment.splits import Split
+from ser_ray.model.speakers import Speakers, listen
+from ser_ray.networks.space import Space
 from ser_ray.scores import report
-from ser_ray.scores.run_folder import claim, refuse_finished
-from ser_ray.search.space import Space, TuneConfig, flags_of, settle
+from ser_ray.scores.run_folder import RunFolder
+from ser_ray.search.space import TuneConfig, flags_of, put_in
 from ser_ray.search.trials import Recorder, ranked, read_trials, said
-from ser_ray.search.tuning_parts import OBJECTIVE, ToRecorder, run_trial, scheduler, searcher, tune_domain
-from ser_ray.speech.emotions import LabelSet
+from ser_ray.search.tuning_parts import (
+    OBJECTIVE,
+    ToRecorder,
+    Trainable,
+    run_trial,
+    scheduler,
+    searcher,
+    tune_domain,
+)
+from ser_ray.store.rows import Rows, open_rows
 from ser_ray.store.store import Store, differences
-from ser_ray.training.worker_rows import share_rows, speakers_of
+from ser_ray.training.settings import Compute
+from ser_ray.training.task import Place
+from ser_ray.training.worker_rows import share_rows, usual_speech
 
 MAX_FAILURES = 1  # how often a trial is begun anew: its process, or its node, may have been taken away
 WAITING = {"CPU": 0, "memory": 1 << 20}  # what a trial takes that waits for its workers; Tune wants it to be something
 
 
-def tune(
-    store: Store,
-    experiment: Experiment,
-    config: TuneConfig,
-    space: Space,
-    run_root: str,
-    command: str,
-    made_speech: bool = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Search:
+    """A search for better settings.
+
+    Attributes:
+        experiment: What to train and whom to test; the search changes its settings.
+        config: How to search.
+        space: What to change.
+        compute: Where and how to train.
+    """
+
+    experiment: Experiment
+    config: TuneConfig
+    space: Space
+    compute: Compute = field(default_factory=Compute)
+
+
+def tune(store: Store, search: Search, folder: RunFolder) -> dict[str, Any]:
     """Search, then train the best settings once more and test them.
 
     The first trial has the settings as they are, where the space allows them, so that the search cannot end below.
     A search of the same folder that was cut short goes on; the trials that had ended count.
 
     Args:
-        store: Complete feature store.
-        experiment: What to train and whom to test; the search changes its settings.
-        config: How to search.
-        space: What to change.
-        run_root: The search's folder or URI.
-        command: The command line, for the record.
-        made_speech: Whether the clips are synthetic.
+        store: Finished feature store.
+        search: What to search, and how.
+        folder: Where the search is to be.
 
     Returns:
         The content of the best run's `metrics.json`.
@@ -74,103 +91,112 @@ def tune(
     Raises:
         UserError: The search is not possible here, or no trial succeeded.
     """
-    refuse_finished(storage.join(run_root, "best"))
-    trials = search(store, experiment, config, space, run_root, command)
+    inner = folder.inner("best")
+    inner.refuse_finished()
+    rows = choose_rows(open_rows(store), search.experiment)
+    trials = try_settings(rows, search, folder)
     good = ranked(trials)
     if not good:
         errors = {trial["error"] for trial in trials}
         raise UserError(f"no trial succeeded: {'; '.join(sorted(errors)) or 'none was begun in time'}")
     best = good[0]
-    settled = settle(experiment, best["values"])
-    storage.write_json(storage.join(run_root, "best.json"), flags_of(settled) | best["values"])
-    # With as many workers as its trial had: the batch size is that of a worker.
-    settled = replace(settled, train=replace(settled.train, num_workers=str(config.workers_per_trial)))
+    settled = put_in(search.experiment, best["values"])
+    storage.write_json(storage.join(folder.root, "best.json"), flags_of(settled) | best["values"])
     table = pa.Table.from_pylist([{**trial, **trial["values"]} for trial in trials]).drop_columns("values")
-    storage.write(storage.join(run_root, "trials.parquet"), lambda stream: pq.write_table(table, stream))
-    page = report.search_page(title=run_root.rsplit("/", 1)[-1], trials=trials, space=space, best=best, command=command)
-    storage.write_text(storage.join(run_root, "report.html"), page)
+    storage.write(storage.join(folder.root, "trials.parquet"), lambda stream: pq.write_table(table, stream))
+    title = folder.root.rsplit("/", 1)[-1]
+    page = report.search_page(title=title, trials=trials, space=search.space, best=best, command=folder.command)
+    storage.write_text(storage.join(folder.root, "report.html"), page)
     say(f"Best: validation UAR {best['curve'][-1]:.1%} with {said(best['values'])}")
-    best_root = storage.join(run_root, "best")
-    begun = storage.join(best_root, "run.json")
-    if storage.exists(begun) and differences(storage.read_json(begun)["identity"], settled.identity(store)):
-        storage.remove_folder(best_root)  # of a search that was killed there, and found something better since
-    return run(store, settled, best_root, command, made_speech)
+    begun = storage.join(inner.root, "run.json")
+    if storage.exists(begun) and differences(storage.read_json(begun)["identity"], settled.identity(rows)):
+        storage.remove_folder(inner.root)  # of a search that was killed there, and found something better since
+    # With as many workers as its trial had: the batch size is that of a worker.
+    return run(store, settled, inner, replace(search.compute, num_workers=str(search.config.workers_per_trial)))
 
 
-def search(
-    store: Store, experiment: Experiment, config: TuneConfig, space: Space, run_root: str, command: str
-) -> list[dict[str, Any]]:
-    """Try settings on validation speakers; arguments are those of `tune`.
+def try_settings(rows: Rows, search: Search, folder: RunFolder) -> list[dict[str, Any]]:
+    """Try settings on validation speakers.
+
+    Args:
+        rows: Those of the chosen corpora.
+        search: What to search, and how.
+        folder: Where the search is to be.
 
     Returns:
         The trials that ended, those of an earlier part of the search included, as `RUN/trials/*.json` have them.
     """
-    loggers = _mlflow_loggers(config.mlflow, run_root)  # a wrong address shall leave no trace
-    labels, splits = inner_splits(store, experiment, config.inner_folds)
-    searched = {"space": {k: str(v) for k, v in space.items()}, "inner_folds": config.inner_folds}
-    claim(run_root, {**experiment.identity(store), **searched}, command)
-    trials = read_trials(run_root)
+    config = search.config
+    loggers = _mlflow_loggers(config.mlflow, folder.root)  # a wrong address shall leave no trace
+    splits = inner_splits(rows, search.experiment, config.inner_folds)
+    searched = {"space": {k: str(v) for k, v in search.space.items()}, "inner_folds": config.inner_folds}
+    folder.claim({**search.experiment.identity(rows), **searched})
+    trials = read_trials(folder.root)
     left = config.num_samples - len(trials)
     if trials:
         say(f"{len(trials)} of {config.num_samples} trials have ended already")
     if left > 0:
-        wish = replace(config, num_samples=left)
-        _run_trials(store, experiment, wish, space, run_root, labels, splits, trials, loggers)
-    storage.remove_folder(storage.join(run_root, "checkpoints"))  # a trial that was cut short begins anew
-    return read_trials(run_root)
+        wish = replace(search, config=replace(config, num_samples=left))
+        _run_trials(_share_rows(rows, splits, wish), wish, folder, trials, loggers)
+    storage.remove_folder(storage.join(folder.root, "checkpoints"))  # a trial that was cut short begins anew
+    return read_trials(folder.root)
 
 
-def _run_trials(
-    store: Store,
-    experiment: Experiment,
-    config: TuneConfig,
-    space: Space,
-    run_root: str,
-    labels: LabelSet,
-    splits: list[Split],
-    ended: list[dict[str, Any]],
-    loggers: list[ray.tune.Callback],
-) -> None:
-    """Run trials; each leaves a file."""
-    wish = replace(experiment.train, num_workers=str(config.workers_per_trial))
-    experiment = replace(experiment, train=wish)
-    workers = plan_workers(wish.num_workers, wish.device)
+def _share_rows(rows: Rows, splits: list[Split], search: Search) -> Trainable:
+    """Read the rows that all trials share, and say what each of them does on which."""
+    config, compute = search.config, replace(search.compute, num_workers=str(search.config.workers_per_trial))
+    workers = plan_workers(compute.num_workers, compute.device)
     cpus, gpus = count_resources()
     room = max(1, (gpus if workers.gpu else cpus) // config.workers_per_trial)
     concurrent = min(config.max_concurrent or room, room, config.num_samples)
     # A trial of one worker is that worker; one of several waits for them.
-    here = plan_workers(wish.num_workers, wish.device, concurrent) if config.workers_per_trial == 1 else None
-    rows = np.concatenate([np.union1d(s.train, s.validation) for s in splits])
-    speakers = speakers_of(store, experiment.model, rows, rows)  # brought to frames of validation speakers too
-    shared = share_rows(store, rows, labels, speakers)
-    epochs = experiment.train.epochs * len(splits)
-    say(f"{config.num_samples} trials of up to {epochs} epochs, {concurrent} at a time")
-    brake = Brake.remote()
-    stopper = scheduler(config, epochs, brake)
-    arguments = {"store": store, "experiment": experiment, "splits": splits, "shared": shared, "share": concurrent}
-    arguments |= {"brake": brake, "here": here}
-    trainable = ray.tune.with_parameters(run_trial, arguments=arguments, root=storage.join(run_root, "checkpoints"))
+    alone = config.workers_per_trial == 1
+    here = plan_workers(compute.num_workers, compute.device, concurrent) if alone else None
+    chosen = splits[0].train.union(splits[0].validation)
+    for parts in splits[1:]:
+        chosen = chosen.union(parts.train).union(parts.validation)
+    speakers = None
+    if search.experiment.speaker_norm:  # brought to frames of validation speakers too
+        speakers = Speakers(usual_speech(chosen), listen(chosen))
+    shared = share_rows(chosen, splits[0].labels, speakers)
+    return Trainable(search.experiment, splits, shared, Place(compute, concurrent, here), Brake.remote())
+
+
+def _run_trials(
+    trainable: Trainable,
+    search: Search,
+    folder: RunFolder,
+    ended: list[dict[str, Any]],
+    loggers: list[ray.tune.Callback],
+) -> None:
+    """Run trials; each leaves a file."""
+    config, place = search.config, trainable.place
+    epochs = search.experiment.train.epochs * len(trainable.splits)
+    say(f"{config.num_samples} trials of up to {epochs} epochs, {place.share} at a time")
+    stopper = scheduler(config, epochs, trainable.brake)
+    what = ray.tune.with_parameters(run_trial, trainable=trainable, root=storage.join(folder.root, "checkpoints"))
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would take what was tried so far for all of it
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
     deadline = time.time() + (config.time_budget_s or math.inf)
+    carry_registered()
     with watch() as screen:
-        recorder = Recorder(run_root, screen, config.num_samples + len(ended), ended)
-        callback = ToRecorder(recorder, stopper, brake, deadline)
+        recorder = Recorder(folder.root, screen, config.num_samples + len(ended), ended)
+        callback = ToRecorder(recorder, stopper, trainable.brake, deadline)
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trainable, here.resources if here else WAITING),
-            param_space={name: tune_domain(domain) for name, domain in space.items()},
+            ray.tune.with_resources(what, place.here.resources if place.here else WAITING),
+            param_space={name: tune_domain(domain) for name, domain in search.space.items()},
             tune_config=ray.tune.TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",
                 num_samples=config.num_samples,
                 scheduler=stopper,
-                search_alg=searcher(config, experiment, space, ended, concurrent, deadline),
-                max_concurrent_trials=concurrent,
+                search_alg=searcher(search, ended, place.share, deadline),
+                max_concurrent_trials=place.share,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=ray.tune.RunConfig(
-                storage_path=run_root,
+                storage_path=folder.root,
                 name="ray",
                 verbose=0,
                 callbacks=[callback, *loggers],

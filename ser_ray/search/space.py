@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,17 +10,12 @@ import yaml
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
+from ser_ray.base.settings import between, check_settings, choice
 from ser_ray.experiment.experiment import Experiment
-from ser_ray.networks.models import ModelConfig
-from ser_ray.training.learner import TrainConfig
+from ser_ray.networks.space import Range, Space
 
-PARTS = ("train", "model", "frame_augment")  # of an experiment, whose fields may be searched
-FIXED = (  # of those, what is not searched; trials share rows, normalized by speaker or not
-    *("model", "speaker_norm", "epochs", "monitor", "seed"),
-    *("num_workers", "device", "precision", "compile", "memory_gb"),
-)
-
-ELSEWHERE = ("num_workers", "device", "compile", "memory_gb")  # where a training runs, not what it does
+PARTS = ("train", "network", "changes")  # of an experiment, whose fields may be searched
+FIXED = ("epochs", "monitor", "precision", "seed")  # of those, what all trials share
 
 
 @dataclass(frozen=True)
@@ -39,63 +34,19 @@ class TuneConfig:
         mlflow: Address of an MLflow server that shall have every trial too; empty for none.
     """
 
-    num_samples: int = 30
-    search: str = "tpe"
+    num_samples: int = between(30, 1)
+    search: str = choice("tpe", "random")
     early_stopping: bool = True
-    inner_folds: int = 1
-    max_concurrent: int = 0
-    workers_per_trial: int = 1
-    time_budget_s: float = 0.0
+    inner_folds: int = between(1, 1)
+    max_concurrent: int = between(0, 0)
+    workers_per_trial: int = between(1, 1)
+    time_budget_s: float = between(0.0, 0)
     mlflow: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_samples", 1), ("inner_folds", 1), ("max_concurrent", 0), ("workers_per_trial", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
-        if self.search not in ("tpe", "random"):
-            raise UserError(f"--search {self.search}: choose tpe or random")
+        check_settings(self)
         if self.search == "tpe" and find_spec("optuna") is None:
             raise UserError("--search tpe needs Optuna: pip install -e '.[tune]', or --search random")
-        if self.time_budget_s < 0:
-            raise UserError(f"--time-budget-s must be 0 or more, got {self.time_budget_s}")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, whole ones if both are; on a logarithmic scale if `log`."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-Space = dict[str, Range | tuple[Any, ...]]
-
-DEFAULTS: dict[str, Space] = {
-    "log_mel_resnet": {
-        "learning_rate": Range(5e-4, 8e-3, log=True),
-        "weight_decay": Range(1e-3, 0.3, log=True),
-        "batch_size": (16, 32, 64),
-        "label_smoothing": Range(0.0, 0.2),
-        "width": (16, 24, 32, 48),
-        "depth": (1, 2),
-        "dropout": Range(0.0, 0.6),
-        "mixup": Range(0.0, 0.5),
-        "stretch": Range(0.0, 0.4),
-        "pitch": Range(0.0, 4.0),
-        "noise": Range(0.0, 1.0),
-        "gain": Range(0.0, 12.0),
-        "mask_s": Range(0.0, 0.6),
-        "mask_bands": Range(0, 16),
-    },
-    "cnn1d": {
-        "learning_rate": Range(1e-4, 1e-2, log=True),
-        "weight_decay": Range(1e-4, 0.1, log=True),
-        "batch_size": (32, 64, 128),
-        "label_smoothing": Range(0.0, 0.2),
-        "balance": (0.0, 0.5, 1.0),
-    },
-}
 
 
 def read_space(path: str | None, experiment: Experiment) -> Space:
@@ -111,7 +62,7 @@ def read_space(path: str | None, experiment: Experiment) -> Space:
         UserError: The file cannot be read, or something in it makes no sense; the message names it.
     """
     if path is None:
-        return DEFAULTS[experiment.model.model]
+        return experiment.network.space
     try:
         with storage.open_read(path) as stream:
             content = yaml.safe_load(stream.read())
@@ -126,7 +77,7 @@ def read_space(path: str | None, experiment: Experiment) -> Space:
             space[name] = _domain(wish, _type_of(experiment, name))
             ends = space[name]
             for value in (ends.low, ends.high) if isinstance(ends, Range) else ends:
-                settle(experiment, {name: value})
+                put_in(experiment, {name: value})
         except (UserError, ValueError, TypeError) as error:
             raise UserError(f"--space {path}: {name}: {error}") from None
     return space
@@ -135,7 +86,7 @@ def read_space(path: str | None, experiment: Experiment) -> Space:
 def _type_of(experiment: Experiment, name: str) -> str:
     """Return the type of a flag that can be searched, as its dataclass has it."""
     for part in PARTS:
-        for field in fields(getattr(experiment, part)):
+        for field in _fields(getattr(experiment, part)):
             if field.name == name and name not in FIXED:
                 return str(field.type)
     raise UserError("no such flag that can be searched")
@@ -162,24 +113,26 @@ def _whole(value: Any) -> int:
     return int(float(value))
 
 
-def settle(experiment: Experiment, values: dict[str, Any]) -> Experiment:
+def put_in(experiment: Experiment, values: dict[str, Any]) -> Experiment:
     """Return the experiment with some values, by flag, put in.
 
     Raises:
         UserError: There is no such flag, or a value makes no sense.
     """
     left = dict(values)
-    changed = {}
+    changed: dict[str, Any] = {"speaker_norm": left.pop("speaker_norm", experiment.speaker_norm)}
     for part in PARTS:
         config = getattr(experiment, part)
-        names = {field.name for field in fields(config)}
+        names = {field.name for field in _fields(config)}
+        if config is None:
+            continue
         changed[part] = replace(config, **{name: left.pop(name) for name in names & set(left)})
     if left:
         raise UserError(f"{next(iter(left))} is no flag of a training")
     return replace(experiment, **changed)
 
 
-def usual(experiment: Experiment, space: Space) -> dict[str, Any] | None:
+def usual_values(experiment: Experiment, space: Space) -> dict[str, Any] | None:
     """Return the settings that an experiment has already; None where a space does not allow them."""
     values = {}
     for name, domain in space.items():
@@ -191,12 +144,17 @@ def usual(experiment: Experiment, space: Space) -> dict[str, Any] | None:
 
 
 def flags_of(experiment: Experiment) -> dict[str, Any]:
-    """Return the flags, by name, by which the training of an experiment differs from the usual one of its model."""
-    model = experiment.model.model
-    flags: dict[str, Any] = {"model": model, "epochs": experiment.train.epochs}
-    plain = Experiment(model=ModelConfig(model), train=TrainConfig.for_model(model))
+    """Return the flags, by name, by which the training of an experiment differs from the usual one of its network."""
+    flags: dict[str, Any] = {"model": experiment.network.name, "epochs": experiment.train.epochs}
+    if experiment.speaker_norm:
+        flags["speaker_norm"] = True
+    plain = Experiment(network=type(experiment.network)())
     for part in PARTS:
         config, other = getattr(experiment, part), getattr(plain, part)
-        names = [field.name for field in fields(config) if field.name not in ELSEWHERE]
+        names = [field.name for field in _fields(config)]
         flags |= {name: getattr(config, name) for name in names if getattr(config, name) != getattr(other, name)}
     return flags
+
+
+def _fields(config: Any) -> tuple[Field, ...]:
+    return () if config is None else fields(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,15 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ser_ray.base import storage
 from ser_ray.base.cluster import quiet
 from ser_ray.experiment.experiment import Experiment
-from ser_ray.search.space import Range, Space, TuneConfig, settle, usual
+from ser_ray.experiment.splits import Split
+from ser_ray.networks.space import Range
+from ser_ray.search.space import TuneConfig, put_in, usual_values
 from ser_ray.search.trials import Recorder, ranked
-from ser_ray.training.fit import fit
+from ser_ray.training.fit import train_many
+from ser_ray.training.task import Method, Place, Task
 from ser_ray.training.worker_rows import Shared
 
+INNER_FOLD = "inner_fold"  # names the trainings of a trial
 OBJECTIVE = "objective"  # mean over inner folds of the best validation UAR so far
 STEP = "epochs_due"  # epochs of all inner folds so far, those that patience spared among them: what ASHA compares at
 FOLDS = "folds"  # inner folds behind the objective
@@ -34,20 +39,19 @@ REDUCTION = 3  # ASHA keeps a third at each rung
 FIRST_RUNG = 8  # as a part of all epochs
 
 
-def searcher(
-    config: TuneConfig,
-    experiment: Experiment,
-    space: Space,
-    ended: list[dict[str, Any]],
-    concurrent: int,
-    deadline: float,
-) -> Any:
+def searcher(search: Any, ended: list[dict[str, Any]], concurrent: int, deadline: float) -> Any:
     """Return what draws settings, at least once, until the deadline.
 
     Tune's own limit of time would kill the trials that run, and what their workers hold would stay held.
+
+    Args:
+        search: The `search.Search`.
+        ended: Trials that have ended already.
+        concurrent: Trials at a time.
+        deadline: Time after which no trial begins, seconds since 1970.
     """
-    seed = experiment.train.seed + len(ended)
-    as_is = usual(experiment, space)
+    config, seed = search.config, search.experiment.train.seed + len(ended)
+    as_is = usual_values(search.experiment, search.space)
     first = [as_is] if as_is and as_is not in [trial["values"] for trial in ended] else None
     if config.search == "random":
         # Tune holds all other searchers, but not this one, to its own limit of trials at a time.
@@ -91,24 +95,49 @@ def scheduler(config: TuneConfig, epochs: int, brake: ray.actor.ActorHandle) -> 
     return Asha(brake, time_attr=STEP, max_t=epochs + 1, **rungs)  # trials that come so far end by themselves
 
 
-def run_trial(values: dict[str, Any], arguments: dict[str, Any], root: str) -> None:
+@dataclass(frozen=True)
+class Trainable:
+    """What each trial does, whatever its settings.
+
+    Attributes:
+        experiment: What to train; the trial changes its settings.
+        splits: What trains and validates, one for each inner fold.
+        shared: The rows of all of them.
+        place: Where.
+        brake: Where a trial learns that it shall end.
+    """
+
+    experiment: Experiment
+    splits: list[Split]
+    shared: Shared
+    place: Place
+    brake: ray.actor.ActorHandle
+
+
+def run_trial(values: dict[str, Any], trainable: Trainable, root: str) -> None:
     """Train one setting, fold after fold; every epoch is reported to Tune."""
     quiet()
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"  # for a trial to end before the next one has its process
-    todo = settle(arguments["experiment"], values)
-    shared: Shared = arguments["shared"]
-    done: list[float] = []
-    trial = ray.tune.get_context().get_trial_id()
-    folder = storage.join(root, trial)
-    for fold, parts in enumerate(arguments["splits"]):
-        what = arguments["store"], parts, parts.labels, todo.model, todo.train, todo.frame_augment
-        where = storage.join(folder, str(fold))
-        stop = partial(_is_pulled, arguments["brake"], trial)
-        tell = _ToTune(done, fold * todo.train.epochs)
-        fitted = fit(*what, where, tell, arguments["share"], shared, stop, here=arguments["here"])
-        if _is_pulled(arguments["brake"], trial):
+    todo, trial = put_in(trainable.experiment, values), ray.tune.get_context().get_trial_id()
+    shared = trainable.shared
+    is_pulled = partial(_is_pulled, trainable.brake, trial)
+    tasks = [
+        Task(
+            Method(todo.network, shared.rows.recipe.features, parts.labels, todo.train, todo.changes),
+            parts.train,
+            parts.validation,
+            storage.join(root, trial, str(fold)),
+            shared.speakers,
+            names={INNER_FOLD: fold},
+            should_stop=is_pulled,
+        )
+        for fold, parts in enumerate(trainable.splits)
+    ]
+    tell = _ToTune(todo.train.epochs)
+    for _, fitted in train_many(tasks, trainable.place, tell, shared):
+        if is_pulled():
             return
-        done.append(max(epoch["validation_uar"] for epoch in fitted.history))
+        tell.done.append(max(epoch["validation_uar"] for epoch in fitted.history))
 
 
 def _is_pulled(brake: ray.actor.ActorHandle, trial: str) -> bool:
@@ -133,13 +162,16 @@ class _Random(BasicVariantGenerator):
 class _ToTune:
     """Tells Tune of each epoch: the mean over inner folds of the best validation UAR so far."""
 
-    def __init__(self, done: list[float], epochs_before: int) -> None:
-        self.done, self.epochs_before, self.best = list(done), epochs_before, 0.0
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.done: list[float] = []
+        self.best = (0, 0.0)  # of which inner fold, and its best score
 
     def __call__(self, epoch: dict[str, Any]) -> None:
-        self.best = max(self.best, epoch["validation_uar"])
-        score = float(np.mean([*self.done, self.best]))
-        note = {OBJECTIVE: score, STEP: self.epochs_before + epoch["epoch"], FOLDS: len(self.done) + 1}
+        fold, best = epoch[INNER_FOLD], epoch["validation_uar"]
+        self.best = (fold, max(best, self.best[1]) if self.best[0] == fold else best)
+        score = float(np.mean([*self.done, self.best[1]]))
+        note = {OBJECTIVE: score, STEP: fold * self.epochs + epoch["epoch"], FOLDS: fold + 1}
         ray.tune.report({**note, PLACE: epoch.get(PLACE, "")})
 
 

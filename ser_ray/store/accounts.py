@@ -23,7 +23,7 @@ MAX_LISTED = 8  # kinds of rejects, and label conflicts, shown on the terminal; 
 
 
 def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
-    """Check that every clip found is accounted for, say what was left out and why, and mark the store complete.
+    """Check that every clip found is accounted for, mark the store complete, and say what was left out and why.
 
     Args:
         store: Holds the rows and rejects of all of the manifest's clips.
@@ -36,12 +36,12 @@ def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
     """
     store.write_rejects(FOUND, manifest.rejects)
     store.write_duplicates(manifest.duplicates)
-    store.keep({clip.utterance_id for clip in manifest.utterances})  # tasks of a killed driver may have ended late
+    # Tasks of a killed driver may have ended late.
+    store.keep(dict.fromkeys(clip.utterance_id for clip in manifest.utterances))
     rejects = store.rejects()
     if not store.shards() and rejects:
         raise UserError(f"none of the clips could be read, the first because: {rejects[0].path}: {rejects[0].reason}")
-    clips = store.rows(["utterance_id", "corpus", "emotion", "sha256", "augmentation"], augmentation="none")
-    clashes = conflicts(clips)
+    clips = store.table(["utterance_id", "corpus", "emotion", "sha256", "augmentation"], augmentation="none")
     counts = _count(manifest, _tally(clips.column("corpus")), Counter(reject.corpus for reject in rejects))
     store.write_info(
         {
@@ -51,16 +51,42 @@ def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
             "rows": clips.num_rows * rows_per_clip,
             "counts": counts,
             "audit": [row._asdict() for row in audit(manifest)],
-            "label_conflicts": clashes,
+            "label_conflicts": conflicts(clips),
+            "made_speech": manifest.made_speech,
             "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
         }
     )
-    show_table("Clips", [{"corpus": corpus, **numbers} for corpus, numbers in counts.items()])
+    tell_accounts(store, rejects, manifest.duplicates)
+
+
+def is_settled(store: Store, manifest: Manifest, passing: tuple[str, ...]) -> bool:
+    """Tell whether a store is complete and just what a manifest asks for, so that nothing of it need be touched.
+
+    Args:
+        store: Swept of damaged files.
+        manifest: What was found.
+        passing: How reasons begin that may be gone, so that their clips are tried again.
+    """
+    info = store.info()
+    if info is None or not info["complete"] or info.get("made_speech", []) != manifest.made_speech:
+        return False
+    return (
+        list(store.plan()) == manifest.utterances
+        and not any(reject.reason.startswith(passing) for reject in store.rejects())
+        and sorted(store.found(), key=repr) == sorted(manifest.rejects, key=repr)
+        and store.duplicates() == manifest.duplicates
+    )
+
+
+def tell_accounts(store: Store, rejects: list[Reject], duplicates: list[Reject]) -> None:
+    """Say what a finished store holds, what was left out, and why."""
+    info = store.info()
+    show_table("Clips", [{"corpus": corpus, **numbers} for corpus, numbers in info["counts"].items()])
     _say_rejects(rejects, store)
-    if manifest.duplicates:
-        copy = manifest.duplicates[0]
-        say(f"Copies dropped: {len(manifest.duplicates)}, such as {copy.path}, {copy.reason}")
-    if clashes:
+    if duplicates:
+        copy = duplicates[0]
+        say(f"Copies dropped: {len(duplicates)}, such as {copy.path}, {copy.reason}")
+    if clashes := info["label_conflicts"]:
         say(f"Label conflicts, the same audio under several labels, kept out of training and test: {len(clashes)}")
         for group in clashes[:MAX_LISTED]:
             say(f"  {' = '.join(group)}")

@@ -1,6 +1,4 @@
-"""What keeps a store whole when jobs meet and workers die.
-
-Two jobs on one store take turns, by a lock that ends with the process that holds it.
+"""What keeps a store whole when workers die.
 
 Ray runs a task whose worker died again, without end. So a task leaves a note that it began. Begun a second time, it
 notes each clip before it takes it, and a clip that was in hand at two deaths is not taken again.
@@ -8,42 +6,13 @@ notes each clip before it takes it, and a clip that was in hand at two deaths is
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 
 MAX_DEATHS_OF_CLIP = 2  # one may be chance: a machine that went down, or one out of memory
 MAX_DEATHS_OF_TASK = 8
-
-
-@contextmanager
-def lock(folder: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Keep other jobs on this machine off a local folder until the context ends or the process does.
-
-    Object storage and some network file systems know no locks; there nothing is locked.
-
-    Args:
-        folder: Path, made if it is not there, or URI.
-        on_wait: Called before waiting for a job that holds the lock.
-    """
-    if storage.is_uri(folder):
-        yield
-        return
-    import fcntl  # Unix alone has it
-
-    os.makedirs(folder, exist_ok=True)
-    with open(storage.join(folder, ".lock"), "w") as file:
-        with suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Attempts:

@@ -19,15 +19,18 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import await_resource, connect, count_resources
+from ser_ray.base.cluster import carry_registered, check_address, connect
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeaturizeConfig
+from ser_ray.base.workers import await_resource, count_resources
+from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.speech.corpora import Manifest, audit, discover
+from ser_ray.speech.corpora.files import hash_files
 from ser_ray.speech.utterance import Utterance, to_table
-from ser_ray.store.accounts import settle
-from ser_ray.store.crashes import lock
-from ser_ray.store.store import Store, default_root
+from ser_ray.store.accounts import is_settled, settle, tell_accounts
+from ser_ray.store.place import find_store
+from ser_ray.store.shards import read_shard
+from ser_ray.store.store import Store
 from ser_ray.store.task import PASSING, ShardWriter, import_kernel, unusable, write_in_task
 
 MAX_CLIPS_PER_TASK = 500  # a task makes a shard; little is lost when it is killed, little waited between tasks
@@ -45,6 +48,7 @@ def find_and_connect(roots: Sequence[str], verbose: bool = False) -> Manifest:
     Raises:
         UserError: No usable clip, or no Ray cluster.
     """
+    check_address()
     with ThreadPoolExecutor(1) as pool:
         finding = pool.submit(discover, roots)
         wait([finding], timeout=0.5)
@@ -78,30 +82,42 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: choose cpu or cuda")
     show_table("Corpora", [row._asdict() for row in audit(manifest)])
-    store = Store(storage.normalize(store_root) if store_root else default_root(config.settings(), manifest.roots))
+    root = storage.normalize(store_root) if store_root else find_store(config, manifest)
     try:
-        with lock(store.root, lambda: say(f"Another job is at work on {store.root}: waiting until it is done")):
-            store.claim(config.settings())
-            todo = _plan(store, manifest)
-            if todo:
+        with storage.lock(root, lambda: say(f"Another job is at work on {root}: waiting until it is done")):
+            store = Store(root)
+            if store.info() is not None:
+                store.sweep()
+            if store.info() and store.recipe().identity() == config.identity() and is_settled(store, manifest, PASSING):
+                say(f"Store {root}, {len(manifest.utterances)} of {len(manifest.utterances)} clips are there already")
+                tell_accounts(store, store.rejects(), manifest.duplicates)
+                return store
+            store.claim(config)
+            if todo := _plan(store, manifest):
                 _run(store, config, todo, device)
             settle(store, manifest, len(config.augment))
     except OSError as error:
-        raise UserError(unusable(store, error)) from None
+        raise UserError(unusable(Store(root), error)) from None
     return store
 
 
 def _plan(store: Store, manifest: Manifest) -> list[Utterance]:
-    """Take out of the store what is damaged or not as found, write the new plan, and return the clips still to do."""
-    store.sweep()
+    """Take out of the store what is not as found, write the new plan, and return the clips still to do.
+
+    Rows depend on a clip's content and id alone. So a clip whose file was moved, or of which something else is told
+    now, keeps its rows, with what is told of it written anew.
+    """
     now = {clip.utterance_id: clip for clip in manifest.utterances}
-    unchanged, vanished = set(), []
+    unchanged, vanished, other = set(), [], []
     for clip in store.plan():
         if now.get(clip.utterance_id) == clip:
             unchanged.add(clip.utterance_id)
         elif clip.utterance_id not in now:
             vanished.append(clip.utterance_id)
-    kept = store.keep(unchanged)
+        else:
+            other.append(now[clip.utterance_id])
+    same = _same_content(store, other)
+    kept = store.keep(dict.fromkeys(unchanged) | {clip.utterance_id: clip for clip in same})
     rejected = store.keep_rejects(lambda r: r.utterance_id in unchanged and not r.reason.startswith(PASSING))
     store.write_plan(manifest.utterances)
     say(f"Store {store.root}{f', {len(kept)} of {len(manifest.utterances)} clips are there already' if kept else ''}")
@@ -112,7 +128,17 @@ def _plan(store: Store, manifest: Manifest) -> list[Utterance]:
     return sorted(todo, key=lambda clip: clip.utterance_id)
 
 
-def deal(clips: int, workers: int) -> list[int]:
+def _same_content(store: Store, clips: list[Utterance]) -> list[Utterance]:
+    """Return those of some clips whose files hold what the store's rows were made from."""
+    digests: dict[str, str] = {}
+    for path in store.shards() if clips else ():
+        shard = read_shard(path, ["utterance_id", "sha256"])
+        digests |= dict(zip(*(shard[name].to_pylist() for name in ("utterance_id", "sha256")), strict=True))
+    there = [clip for clip in clips if clip.utterance_id in digests]
+    return [clip for clip, now in zip(there, hash_files(there), strict=True) if now.hex() == digests[clip.utterance_id]]
+
+
+def deal_clips(clips: int, workers: int) -> list[int]:
     """Return how many clips each task gets: many at first, fewer at the end, so that all workers finish together.
 
     Guided self-scheduling (Polychronopoulos & Kuck, 1987): a task takes half a worker's share of what is left.
@@ -137,7 +163,8 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
         await_resource("GPU", 1, "use --device cpu")
     cpus, gpus = count_resources()
     workers = gpus if device == "cuda" else cpus or MAX_WARMED  # where there are none yet, many may come
-    tasks = ray.data.from_blocks(list(_each_task(todo, deal(len(todo), workers))))
+    carry_registered()
+    tasks = ray.data.from_blocks(list(_each_task(todo, deal_clips(len(todo), workers))))
     arguments, how = (store, config, device), {"batch_size": 1, "batch_format": "pyarrow"}
     if device == "cuda":
         actors = {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1, "fn_constructor_args": arguments}
@@ -165,7 +192,7 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     if len(nodes) > 1:
         say(f"Clips by node: {', '.join(map(str, sorted(nodes.values())))}")
     window_s = config.features.duration_s
-    if cut and config.features.kind != "summary":  # whose recipe takes 2.5 s of each clip
+    if cut:
         say(f"Longer than the window of {window_s:g} s: {cut} clips; only so much of them is used (--duration-s)")
     if slid:
         say(f"Too short for a window from {config.features.offset_s:g} s: {slid} clips; theirs begins earlier")
@@ -185,6 +212,6 @@ def _each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
 def _is_unseen(store: Store, clips: Sequence[Utterance]) -> bool:
     """Tell whether a clip is neither in the store nor among its rejects."""
     seen = {reject.utterance_id for reject in store.rejects()}
-    for shard in store.each(["utterance_id"]):
-        seen.update(shard["utterance_id"].to_pylist())
+    for path in store.shards():
+        seen.update(read_shard(path, ["utterance_id"])["utterance_id"].to_pylist())
     return any(clip.utterance_id not in seen for clip in clips)

@@ -19,11 +19,14 @@ import ray
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig, FeaturizeConfig, draw_banks
+from ser_ray.features.arrays import encode_features
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.spec import Features
 from ser_ray.speech.audio import AudioError, Clip, decode
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
-from ser_ray.store.store import METADATA, Store, encode, feature_type, name_clips, row_schema
+from ser_ray.store.shards import METADATA, name_clips, row_schema
+from ser_ray.store.store import Store
 
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
 UNREADABLE, INTERNAL = "cannot be read", "internal error"
@@ -42,19 +45,18 @@ class ShardWriter:
 
     def __init__(self, store: Store, config: FeaturizeConfig, device: str) -> None:
         from ser_ray.features.kernels.spectra import (  # with torch, which the driver does without
-            Featurizer,
             use_one_core,
         )
 
         use_one_core()  # Ray runs one task a core
         self.store, self.config = store, config
-        self.kernel = Featurizer(config.features, draw_banks(config.features))
+        self.kernel = config.features.kernel()
         self.problem = ""
         try:
             self.kernel.to(device)
         except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
-        self.schema = row_schema(feature_type(config.features))
+        self.schema = row_schema(config.features.arrow_type())
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         """Do some tasks.
@@ -101,7 +103,7 @@ class ShardWriter:
                 continue
             try:
                 digest, clip = read_clip(utterance, self.config.features)
-                features = self.kernel.clip_rows(
+                features = self.kernel.rows(
                     clip.waveform_T, utterance.utterance_id, self.config.augment, self.config.seed
                 )
             except Exception as error:  # whatever is wrong with a clip, it costs that clip only
@@ -116,7 +118,7 @@ class ShardWriter:
                     column.append(row[name] if name in row else getattr(utterance, name))
                 kept.add(values)
         arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
-        arrays.append(encode(kept.arrays(), self.schema.field("features").type))
+        arrays.append(encode_features(kept.arrays(), self.schema.field("features").type))
         name = name_clips(clip.utterance_id for clip in clips)
         if attempts.again:
             self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
@@ -160,7 +162,7 @@ def write_in_task(tasks: pa.Table, arguments: tuple[Store, FeaturizeConfig, str]
     return _WRITERS[arguments](tasks)
 
 
-def read_clip(utterance: Utterance, config: FeatureConfig) -> tuple[str, Clip]:
+def read_clip(utterance: Utterance, features: Features) -> tuple[str, Clip]:
     """Read a clip without taking more into memory than its window needs.
 
     Returns:
@@ -170,7 +172,7 @@ def read_clip(utterance: Utterance, config: FeatureConfig) -> tuple[str, Clip]:
         AudioError: The file cannot be used.
         OSError: It cannot be read.
     """
-    window = {"sample_rate": config.sample_rate, "offset_s": config.offset_s, "duration_s": config.duration_s}
+    window = {name: getattr(features, name) for name in ("sample_rate", "offset_s", "duration_s")}
     with storage.open_read(utterance.path) as stream:
         if utterance.size <= WHOLE_FILE_BYTES:
             data = stream.read()

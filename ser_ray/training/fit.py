@@ -1,195 +1,244 @@
 """Data-parallel training: on Ray Train by as many workers as there are, or, for a trial of a search, where it is.
 
-Rows come as `training_data` brings them; what a worker does with them stands in `worker`. On Ray Train the state goes
-into a checkpoint of safetensors and JSON after each epoch, from which a killed run continues.
+Rows come as `worker_rows` brings them; what a worker does with them stands in `loop`. On Ray Train the state goes into
+a checkpoint after each epoch, from which a killed run continues.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ser_ray.base.cluster import Board, Workers, following, plan_workers
+from ser_ray.base.cluster import Board, carry_registered, following, quiet
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.experiment.splits import Split
-from ser_ray.features.settings import FeatureConfig
+from ser_ray.base.workers import Workers, plan_workers
+from ser_ray.features.arrays import shape_of
 from ser_ray.model.examples import Examples
-from ser_ray.model.speakers import Speakers
-from ser_ray.networks.models import ModelConfig, build
-from ser_ray.speech.emotions import LabelSet
-from ser_ray.store.store import Store
-from ser_ray.training import worker_rows as training_data
-from ser_ray.training.frames import FrameAugmentConfig
-from ser_ray.training.learner import Learner, TrainConfig, best_epoch, loss_weights, part
-from ser_ray.training.loop import MAX_LOSS, DivergedError, Task, epochs
+from ser_ray.training import worker_rows
+from ser_ray.training.batches import loss_weights
+from ser_ray.training.checkpoints import read_checkpoint, write_checkpoint
+from ser_ray.training.learner import Learner, best_epoch
+from ser_ray.training.loop import MAX_LOSS, DivergedError, Work, run_epochs
+from ser_ray.training.step import Group, part_of
+from ser_ray.training.task import Fitted, Place, Task, Tell
 
 CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
 MAX_FAILURES = 3  # how often a lost worker is replaced
 
 
-@dataclass
-class Fitted:
-    """What training gives.
+@dataclass(frozen=True)
+class _Prepared:
+    """A task that needs only workers.
 
     Attributes:
-        network: The network of the best epoch, on the CPU.
-        history: One dict per epoch.
-        best_epoch: The best epoch by `TrainConfig.monitor`, from 1; the last where nothing validated.
-        num_workers: How many workers trained at the end.
+        work: What each worker does.
+        examples: Rows that they share.
+        workers: How many, and what each takes.
+        root: Where checkpoints lie.
+        names: What tells this training from others.
+        here: Whether this process is the worker.
+        stream: Where the rows are that are streamed; None where they are shared.
     """
 
-    network: nn.Module
-    history: list[dict[str, Any]]
-    best_epoch: int
-    num_workers: int
+    work: Work
+    examples: ray.ObjectRef
+    workers: Workers
+    root: str
+    names: dict[str, int]
+    here: bool
+    stream: list[dict[str, object]] | None
 
 
-def fit(
-    store: Store,
-    split: Split,
-    labels: LabelSet,
-    model: ModelConfig,
-    config: TrainConfig,
-    augment: FrameAugmentConfig,
-    run_root: str,
-    on_epoch: Callable[[dict[str, Any]], None],
-    share: int = 1,
-    shared: training_data.Shared | None = None,
-    should_stop: Callable[[], bool] | None = None,
-    start: dict[str, Tensor] | None = None,
-    here: Workers | None = None,
-    speakers: Speakers | None = None,
-) -> Fitted:
-    """Train a network; a run of the same folder that was cut short goes on where it was.
+def train(task: Task, place: Place, tell: Tell, shared: worker_rows.Shared | None = None) -> Fitted:
+    """Train a network; a training under the same root that was cut short goes on where it was.
 
     Args:
-        store: Complete feature store.
-        split: Rows for training and validation; without any for validation all epochs are trained and the last kept.
-        labels: The classes.
-        model: Which network.
-        config: How to train.
-        augment: How training clips are changed, for models on log-mel spectrograms.
-        run_root: The run's folder or URI; checkpoints lie under `checkpoints` in it.
-        on_epoch: Called with the metrics of each epoch as it ends, in this process; on Ray Train, in a thread of it.
-        share: How many trainings have the cluster at the same time.
-        shared: Rows that were read already, with those of training and validation among them.
-        should_stop: Asked by the first worker after each epoch whether this shall have been the last.
-        start: Weights of a trained network of the same kind to start from, but for its last layer and the statistics
-            of its features.
-        here: What this process holds of the cluster, to train in it, by one worker on shared rows and without
-            checkpoints; None to have workers of Ray Train.
-        speakers: By whom to normalize, as `training_data.speakers_of` gives them; rows that are shared are already.
+        task: What to train.
+        place: Where.
+        tell: Called with the metrics of each epoch as it ends, in this process; on Ray Train, in a thread of it.
+        shared: Rows that were read already, with those of the task among them, normalized by its speakers.
 
     Raises:
         UserError: The cluster or this machine lacks what was asked for, or the loss exploded.
     """
-    info = store.info()
-    rows = store.rows(["utterance_id", "augmentation", "corpus", "speaker_id", "emotion"])
-    size_gb = store.decoded_gb() * len(split.train) / rows.num_rows
-    streamed = size_gb > config.memory_gb and shared is None
-    if streamed:
+    ((_, fitted),) = train_many([task], place, tell, shared)
+    return fitted
+
+
+def train_many(
+    tasks: Sequence[Task],
+    place: Place,
+    tell: Tell,
+    shared: worker_rows.Shared | None = None,
+    at_once: int = 1,
+) -> Iterator[tuple[int, Fitted]]:
+    """Train several networks on rows that they share, such as members, folds, or what a trial is judged on.
+
+    Args:
+        tasks: What to train, begun in this order. Those that normalize by the same speakers share their rows.
+        place: Where each of them trains.
+        tell: Called with the metrics of each epoch of any of them.
+        shared: Rows that were read already, with those of all tasks among them, normalized by the speakers of all.
+        at_once: How many train at a time, by workers of Ray Train.
+
+    Yields:
+        The place of a task among the tasks and what its training gave, in the order in which they end.
+
+    Raises:
+        UserError: As `train` does, for the first that fails.
+    """
+    _say_weights(tasks[0])
+    groups: dict[int, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(id(task.speakers), []).append(task)
+    read: dict[int, worker_rows.Shared | None] = {}
+
+    def prepare(task: Task) -> _Prepared:
+        key = id(task.speakers)
+        if shared is None and key not in read:
+            read[key] = _share(groups[key], place)
+        prepared = _prepare(task, place, shared or read[key])
+        groups[key] = [other for other in groups[key] if other is not task]
+        if not groups[key]:
+            read.pop(key, None)  # what no task needs any more leaves memory as soon as its last training ends
+        return prepared
+
+    if at_once == 1 or len(tasks) == 1:
+        for k, task in enumerate(tasks):
+            yield k, _fit(prepare(task), tell)
+        return
+    board = Board.remote()
+    with following(board, tell):
+        running: dict[Any, int] = {}
+        todo = list(enumerate(tasks))
+        while todo or running:
+            while todo and len(running) < at_once:
+                k, task = todo.pop(0)
+                running[_fit_elsewhere.remote(prepare(task), board)] = k
+            (done, *_), _ = ray.wait(list(running))
+            try:
+                fitted = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            yield running.pop(done), fitted
+
+
+def _share(tasks: Sequence[Task], place: Place) -> worker_rows.Shared | None:
+    """Read the rows of some tasks into shared memory; None where they are more than it may hold."""
+    rows = tasks[0].rows
+    for task in tasks[1:]:
+        rows = rows.union(task.rows)
+    size_gb = rows.decoded_gb
+    if size_gb > place.compute.memory_gb:
         say(f"Training rows: {size_gb:.3f} GB decoded, more than --memory-gb, so they are streamed")
-        shared = training_data.share_rows(store, split.validation, labels, speakers)
-    elif shared is None:
-        say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
-        both = np.concatenate([split.train, split.validation])
-        shared = training_data.share_rows(store, both, labels, speakers)
-    corpora = shared.corpora
-    counts = np.zeros((len(corpora), len(labels.names)), np.int64)
-    for row in rows.take(split.train).group_by(["corpus", "emotion"]).aggregate([([], "count_all")]).to_pylist():
-        counts[corpora.index(row["corpus"]), labels.index(row["emotion"])] += row["count_all"]
-    if config.balance:
-        _say_weights(corpora, labels, torch.from_numpy(counts), config)
-    others = training_data.CPUS if streamed else 0
-    workers = here or plan_workers(config.num_workers, config.device, share, others)
+        return None
+    say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")
+    return worker_rows.share_rows(rows, tasks[0].method.labels, tasks[0].speakers)
+
+
+def _prepare(task: Task, place: Place, shared: worker_rows.Shared | None) -> _Prepared:
+    """Bring a task's rows to where workers find them, and plan these."""
+    compute, streamed = place.compute, shared is None
+    if streamed:
+        shared = worker_rows.share_rows(task.validation, task.method.labels, task.speakers)
+    counts = task.counts()
+    others = worker_rows.CPUS if streamed else 0
+    workers = place.here or plan_workers(compute.num_workers, compute.device, place.share, others)
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
-    if config.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
+    if compute.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
-    speakers = shared.speakers
-    moments = training_data.statistics(store, split.train) if streamed and not speakers else None
-    if speakers:
+    moments, speakers = None, task.speakers
+    if speakers:  # the statistics are those before normalization, which brings clips to them
         moments = tuple(map(torch.from_numpy, speakers.usual_2F))
-        trained = rows["speaker_id"].take(split.train).unique().to_pylist()
-        speakers = replace(speakers, heard={name: speakers.heard[name] for name in trained})
-    task = Task(
-        train=None if streamed else shared.find(split.train),
-        validation=shared.find(split.validation),
+        speakers = replace(speakers, known={name: speakers.known[name] for name in task.train.values("speaker_id")})
+    elif streamed:
+        moments = worker_rows.measure_rows(task.train)
+    work = Work(
+        method=task.method,
+        train=None if streamed else shared.rows.find(task.train),
+        validation=shared.rows.find(task.validation),
         counts=counts,
-        speakers=speakers if streamed else None,
+        corpora=task.train.corpora,
         statistics=moments,
-        labels=labels,
-        corpora=corpora,
-        model=model,
-        config=config,
-        augment=augment if info["features"]["kind"] == "log_mel" else None,
-        features=FeatureConfig(**info["features"]),
+        speakers=speakers if streamed else None,
+        start=task.start,
         threads=max(1, int(workers.resources["CPU"])),
-        should_stop=should_stop,
-        start=start,
+        compile=compute.compile,
+        should_stop=task.should_stop,
     )
+    stream = worker_rows.find_places(task.train) if streamed else None
+    carry_registered()
+    return _Prepared(work, shared.examples, workers, task.root, task.names, place.here is not None, stream)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit_elsewhere(prepared: _Prepared, board: ray.actor.ActorHandle) -> Fitted:
+    quiet()
+    return _fit(prepared, lambda epoch: board.add.remote(epoch))
+
+
+def _fit(prepared: _Prepared, tell: Tell) -> Fitted:
+    """Train what is prepared."""
+
+    def name(epoch: dict[str, Any]) -> None:
+        tell(prepared.names | epoch)
+
+    started = time.perf_counter()
     try:
-        if here:
-            return _fit_here(task, shared.rows, workers, on_epoch)
-        dataset = training_data.stream_rows(store, split.train) if streamed else None
-        return _fit_on_ray(task, shared.rows, workers, run_root, on_epoch, dataset)
+        fitted = (_fit_here if prepared.here else _fit_on_ray)(prepared, name)
+        return replace(fitted, seconds=time.perf_counter() - started)
     except DivergedError:
-        kept = "" if here else " (the last good checkpoint is kept)"
+        kept = "" if prepared.here else " (the last good checkpoint is kept)"
         raise UserError(f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate{kept}") from None
 
 
-def _fit_here(task: Task, rows: ray.ObjectRef, workers: Workers, on_epoch: Callable[[dict[str, Any]], None]) -> Fitted:
+def _fit_here(prepared: _Prepared, tell: Tell) -> Fitted:
     """Train in this process."""
-    if task.config.compile:
+    work, config = prepared.work, prepared.work.method.config
+    if work.compile:
         torch.compiler.reset()  # after some networks of other shapes, compiling is given up
     kept = None
-    device = torch.device("cuda" if workers.gpu else "cpu")
-    for learner, history in epochs(task, Examples.from_arrays(ray.get(rows)), device):
-        if best_epoch(history, task.config.monitor) == len(history):
+    device = torch.device("cuda" if prepared.workers.gpu else "cpu")
+    for learner, history in run_epochs(work, Examples.from_arrays(ray.get(prepared.examples)), device):
+        if best_epoch(history, config.monitor) == len(history):
             kept = copy.deepcopy(learner.averaged)
-        on_epoch(history[-1])
-    return Fitted(kept.cpu().eval(), history, best_epoch(history, task.config.monitor), 1)
+        tell(history[-1])
+    return Fitted(kept.cpu().eval(), history, best_epoch(history, config.monitor), 1)
 
 
-def _fit_on_ray(
-    task: Task,
-    rows: ray.ObjectRef,
-    workers: Workers,
-    run_root: str,
-    on_epoch: Callable[[dict[str, Any]], None],
-    dataset: ray.data.Dataset | None,
-) -> Fitted:
-    """Train by workers of Ray Train, from the checkpoint of the folder if there is one."""
-    config, board = task.config, Board.remote()
+def _fit_on_ray(prepared: _Prepared, tell: Tell) -> Fitted:
+    """Train by workers of Ray Train, from the checkpoint under the root if there is one."""
+    work, workers, board = prepared.work, prepared.workers, Board.remote()
+    config = work.method.config
+    streamed = prepared.stream is not None
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
-        train_loop_config={"task": task, "rows": rows},
-        datasets={"train": dataset} if dataset else None,
+        train_loop_config={"work": work, "examples": prepared.examples},
+        datasets={"train": worker_rows.stream_rows(prepared.stream)} if streamed else None,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources
         ),
         run_config=ray.train.RunConfig(
-            storage_path=run_root,
+            storage_path=prepared.root,
             name="checkpoints",
             callbacks=[_Relay(board)],
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1,
-                checkpoint_score_attribute=config.monitor if len(task.validation) else None,
+                checkpoint_score_attribute=config.monitor if len(work.validation) else None,
                 checkpoint_score_order="min" if config.monitor == "validation_loss" else "max",
             ),
         ),
@@ -200,40 +249,48 @@ def _fit_on_ray(
         nonlocal diverged
         diverged = diverged or "diverged" in note
         if not diverged:
-            on_epoch(note)
+            tell(note)
 
     with following(board, show):
         result = trainer.fit()
     if diverged:
         raise DivergedError
-    _, state = _read_checkpoint(result.checkpoint)
+    return _take_best(work, result)
+
+
+def _take_best(work: Work, result: ray.train.Result) -> Fitted:
+    """Return the network of the best epoch that Ray Train kept."""
+    method, config = work.method, work.method.config
+    _, state = _open_checkpoint(result.checkpoint)
     history = state["history"]
     checkpoint, kept = result.checkpoint, history[-1]
-    if len(task.validation):
+    if len(work.validation):
         best = min if config.monitor == "validation_loss" else max
         checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
-    tensors, _ = _read_checkpoint(checkpoint)
-    network = build(task.model, task.features.num_features, len(task.labels.names))
-    network.load_state_dict(part(tensors, "averaged." if config.ema else "network."))
+    tensors, _ = _open_checkpoint(checkpoint)
+    network = method.network.build(shape_of(method.features.arrow_type()), len(method.labels.names))
+    network.load_state_dict(part_of(tensors, "averaged." if config.ema else "network."))
     return Fitted(network.eval(), history, kept["epoch"], history[-1]["num_workers"])
 
 
-def _say_weights(corpora: list[str], labels: LabelSet, counts_GC: Tensor, config: TrainConfig) -> None:
+def _say_weights(task: Task) -> None:
+    config, labels, counts_GC = task.method.config, task.method.labels, torch.from_numpy(task.counts())
+    if not config.balance:
+        return
     weights_GC = loss_weights(counts_GC, config.balance, config.balance_by)
-    heard_G = counts_GC.sum(1).nonzero()[:, 0].tolist()
-    alike = (weights_GC[heard_G] == weights_GC[heard_G[0]]).all()
-    for group in heard_G[:1] if alike else heard_G:
+    trained_G = counts_GC.sum(1).nonzero()[:, 0].tolist()
+    alike = (weights_GC[trained_G] == weights_GC[trained_G[0]]).all()
+    for group in trained_G[:1] if alike else trained_G:
         weights = zip(labels.names, weights_GC[group].tolist(), counts_GC[group].tolist(), strict=True)
         text = ", ".join(f"{name} {weight:.2f}" for name, weight, count in weights if count or alike)
-        say(f"Weight of a clip{'' if alike else f' of {corpora[group]}'} in the loss: {text}")
+        say(f"Weight of a clip{'' if alike else f' of {task.train.corpora[group]}'} in the loss: {text}")
 
 
 def _train_worker(loop_config: dict[str, Any]) -> None:
     """Run one of Ray Train's workers."""
-    task: Task = loop_config["task"]
+    work: Work = loop_config["work"]
     device = ray.train.torch.get_device()
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
-    rank, world = context.get_world_rank(), context.get_world_size()
     node = {"node": ray.get_runtime_context().get_node_id()}
 
     def wrap(network: nn.Module) -> nn.Module:
@@ -242,22 +299,15 @@ def _train_worker(loop_config: dict[str, Any]) -> None:
 
     def stream(seed: int) -> Iterable[tuple[Examples, Tensor]]:
         shard = ray.train.get_dataset_shard("train")
-        tables = shard.iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
-        what = task.labels, task.corpora, task.config.batch_size, device, seed, task.speakers
-        return training_data.batches(tables, *what)
+        tables = shard.iter_batches(batch_size=worker_rows.BUFFER, batch_format="pyarrow")
+        return worker_rows.stream_batches(tables, work, device, seed)
 
+    group = Group(context.get_world_rank(), context.get_world_size(), wrap)
+    rows = Examples.from_arrays(ray.get(loop_config["examples"]))
+    kept = _open_checkpoint(checkpoint) if checkpoint else None
     try:
-        for learner, history in epochs(
-            task,
-            Examples.from_arrays(ray.get(loop_config["rows"])),
-            device,
-            rank,
-            world,
-            wrap,
-            _read_checkpoint(checkpoint) if checkpoint else None,
-            stream if task.train is None else None,
-        ):
-            _report(rank, learner, history, node)
+        for learner, history in run_epochs(work, rows, device, group, kept, stream if work.train is None else None):
+            _report(group.rank, learner, history, node)
     except DivergedError:  # raised, it would be tried again
         ray.train.report({"diverged": True, **node})
 
@@ -267,20 +317,16 @@ def _report(rank: int, learner: Learner, history: list[dict[str, Any]], node: di
     if rank != 0:
         ray.train.report(node)
         return
-    tensors, rest = learner.state()
     with tempfile.TemporaryDirectory() as folder:
-        safetensors.torch.save_file({k: t.contiguous() for k, t in tensors.items()}, f"{folder}/state.safetensors")
-        with open(f"{folder}/state.json", "w") as stream:
-            json.dump({"history": history, "learner": rest}, stream)
+        write_checkpoint(folder, learner, history)
         place = ray.util.get_current_placement_group()
         metrics = {**history[-1], **node, "placement_group": place.id.hex() if place else ""}
         ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))
 
 
-def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the JSON state of a checkpoint."""
-    with checkpoint.as_directory() as folder, open(f"{folder}/state.json") as stream:
-        return safetensors.torch.load_file(f"{folder}/state.safetensors"), json.load(stream)
+def _open_checkpoint(checkpoint: ray.train.Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with checkpoint.as_directory() as folder:
+        return read_checkpoint(folder)
 
 
 class _Relay(ray.train.UserCallback):

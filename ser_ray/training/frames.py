@@ -1,8 +1,8 @@
-"""Changed copies of log-mel spectrograms, in batched torch on whatever device they are.
+"""Changed windows of log-mel clips, in batched torch on whatever device they are.
 
 Everything acts on frames of mel bands in dB. There noise at a drawn signal-to-noise ratio, time stretch, pitch shift,
-shift and gain come close to what they are on sound, for a hundredth of the price. Training draws its copies afresh in
-every epoch; a trained network's answer is averaged over a few that are always the same.
+shift and gain come close to what they are on sound, for a hundredth of the price. Training draws them afresh in every
+epoch.
 
 Strengths are drawn by hashing the seed, the epoch and the clip's id, so that a clip is changed alike in whichever batch
 and on whichever worker it is; the noise itself and the pairs of mixup come from torch's global generator.
@@ -12,54 +12,17 @@ Shapes: B clips, T frames of a window, M mel bands, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig, mel_frequencies
+from ser_ray.features.log_mel import LogMel
 from ser_ray.model.examples import Examples
+from ser_ray.model.views import band_centers, shift_pitch
+from ser_ray.training.settings import FrameAugmentConfig
 
 SNR_DB = (5.0, 35.0)
 NOISE_SLOPE = 1.0  # exponent of frequency in the noise's power: from blue (+1) to pink (-1)
 NUM_MASKS = 2
-# Speed, and pitch in semitones, of the copies that a trained network's answer is averaged over.
-VIEWS = ((1.0, 0.0), (0.85, 0.0), (1 / 0.85, 0.0), (1.0, -1.5), (1.0, 1.5))
-
-
-@dataclass(frozen=True)
-class FrameAugmentConfig:
-    """How strongly log-mel training clips are changed, afresh in every epoch; 0 switches a change off.
-
-    Attributes:
-        window_s: What a training step hears of a clip, seconds, from a drawn start; shorter clips are repeated.
-        stretch: Largest change of speed: 0.2 draws from 1 / 1.2 to 1.2.
-        pitch: Largest pitch shift up or down, semitones.
-        noise: Probability of noise, 5 to 35 dB below the clip's mean power.
-        gain: Largest gain up or down, dB.
-        mask_s: Longest of two blanked stretches of time (SpecAugment), seconds.
-        mask_bands: Widest of two blanked ranges of mel bands (SpecAugment).
-        mixup: Parameter of the Beta distribution by which pairs of clips and their labels are mixed.
-    """
-
-    window_s: float = 3.0
-    stretch: float = 0.2
-    pitch: float = 2.0
-    noise: float = 0.5
-    gain: float = 6.0
-    mask_s: float = 0.0
-    mask_bands: int = 0
-    mixup: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            *(("window_s", 0.1, 600), ("stretch", 0, 1), ("pitch", 0, 12), ("noise", 0, 1), ("gain", 0, 60)),
-            *(("mask_s", 0, self.window_s / 2), ("mask_bands", 0, 1000), ("mixup", 0, 10)),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"--{name.replace('_', '-')} must be {low:g} to {high:g}, got {getattr(self, name)}")
 
 
 class FrameAugment:
@@ -72,12 +35,12 @@ class FrameAugment:
         seed: Of the training.
     """
 
-    def __init__(self, config: FrameAugmentConfig, features: FeatureConfig, fill_M: Tensor, seed: int) -> None:
+    def __init__(self, config: FrameAugmentConfig, features: LogMel, fill_M: Tensor, seed: int) -> None:
         self.config, self.fill_M, self.seed = config, fill_M, seed
         frames_per_s = features.sample_rate / features.hop_length
         self.num_frames = max(1, round(config.window_s * frames_per_s))
         self.mask_frames = config.mask_s * frames_per_s
-        self.centers_M = _centers(features).to(fill_M.device)
+        self.centers_M = band_centers(features).to(fill_M.device)
 
     def __call__(self, examples: Examples, index_B: Tensor, epoch: int) -> Tensor:
         """Draw a changed window of each of some clips.
@@ -136,59 +99,6 @@ class FrameAugment:
         first_B1 = (start_B * (size - length_B))[:, None]
         blank = (place >= first_B1) & (place < first_B1 + length_B[:, None])
         return x_BTM.where(~blank.unsqueeze(3 - axis), self.fill_M)
-
-
-class Views(nn.Module):
-    """Answers by the mean of what a network says of a clip and of slower, faster, lower and higher copies of it.
-
-    Args:
-        network: Takes log-mel clips and their lengths, gives logits.
-        features: How the clips were made.
-        views: Speed, and pitch in semitones, of each copy.
-    """
-
-    def __init__(
-        self, network: nn.Module, features: FeatureConfig, views: Sequence[tuple[float, float]] = VIEWS
-    ) -> None:
-        super().__init__()
-        self.network, self.views = network, views
-        self.register_buffer("centers_M", _centers(features))
-
-    def forward(self, x_BTM: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return `logits_BC`."""
-        logits_VBC = []
-        for speed, semitones in self.views:
-            view_BTM, view_lengths_B = stretch(x_BTM, lengths_B, speed) if speed != 1 else (x_BTM, lengths_B)
-            if semitones:
-                ratio_B = x_BTM.new_full((len(x_BTM),), 2 ** (semitones / 12))
-                view_BTM = shift_pitch(view_BTM, ratio_B, self.centers_M)
-            logits_VBC.append(self.network(view_BTM, view_lengths_B))
-        return torch.stack(logits_VBC).mean(0)
-
-
-def stretch(x_BTM: Tensor, lengths_B: Tensor, speed: float) -> tuple[Tensor, Tensor]:
-    """Play clips at another speed: linear between frames. Returns them with their new numbers of frames."""
-    lengths_B = ((lengths_B - 1) / speed).long() + 1
-    place_T = torch.arange(int(lengths_B.max()), device=x_BTM.device) * speed
-    here_T = place_T.long()
-    next_T = (here_T + 1).clamp(max=x_BTM.shape[1] - 1)
-    return x_BTM[:, here_T].lerp(x_BTM[:, next_T], (place_T - here_T)[:, None]), lengths_B
-
-
-def shift_pitch(x_BTM: Tensor, ratio_B: Tensor, centers_M: Tensor) -> Tensor:
-    """Give each band what stood `ratio` times lower, interpolated between bands, whose centres are given in Hz."""
-    wanted_BM = centers_M / ratio_B[:, None]
-    upper_BM = torch.searchsorted(centers_M, wanted_BM).clamp(1, len(centers_M) - 1)
-    low_BM, high_BM = centers_M[upper_BM - 1], centers_M[upper_BM]
-    part_BM = ((wanted_BM - low_BM) / (high_BM - low_BM)).clamp_(0, 1)
-    shape = x_BTM.shape
-    lower_BTM, upper_BTM = (x_BTM.gather(2, band[:, None].expand(shape)) for band in (upper_BM - 1, upper_BM))
-    return lower_BTM.lerp_(upper_BTM, part_BM[:, None])
-
-
-def _centers(features: FeatureConfig) -> Tensor:
-    """Return the centre of each mel band, Hz."""
-    return torch.tensor(mel_frequencies(features.n_mels, features.sample_rate / 2), dtype=torch.float32)
 
 
 def mix(x_BTM: Tensor, target_BC: Tensor, weight_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Waveforms to features: the 162 averaged numbers of the common recipe, log-mel spectrograms, or samples.
+"""Waveforms to spectra: the 162 averaged numbers of the common recipe, and log-mel frames.
 
 Shapes: B waveforms, T samples, N frames, K samples of a frame, F frequency bins, M mel bands, C pitch classes,
 V values of a frame.
@@ -17,8 +17,11 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_ray.features.kernels import copies as augment
-from ser_ray.features.settings import N_CHROMA, TUNINGS, FeatureConfig, parse_augmentation
+from ser_ray.features.banks import N_CHROMA, TUNINGS, chroma_banks, dct_bank, mel_bank
+from ser_ray.features.kernels import copies
+from ser_ray.features.log_mel import LogMel
+from ser_ray.features.recipe import parse_augmentation
+from ser_ray.features.summary import Summary
 
 _TOP_DB = 80.0
 _MIN_POWER = 1e-10
@@ -26,70 +29,45 @@ _MIN_CROSSING = 1e-10
 _MEL_PARTS = 4
 
 
-class Featurizer(nn.Module):
-    """Features of waveforms, on whatever device the module is.
+class _Spectra(nn.Module):
+    """What both kernels share: frames, their power in mel bands, decibels; on whatever device the module is.
 
     Args:
         config: What to compute.
-        banks: From `features.draw_banks(config)`.
+        precision: Of the transform.
     """
 
-    def __init__(self, config: FeatureConfig, banks: dict[str, np.ndarray]) -> None:
+    def __init__(self, config: Summary | LogMel, precision: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        # Bands 80 dB below the loudest one count in log_mel: a transform in float32 would blur them by 0.001 dB.
-        precision = torch.float64 if config.kind == "log_mel" else torch.float32
         self.register_buffer("window_K", torch.hann_window(config.n_fft, dtype=precision))
         self.mel_bins: list[slice] = []
-        for name, bank in banks.items():
-            if name != "mel":
-                self.register_buffer(name, torch.tensor(bank))
-                continue
-            # Triangles are narrow: a group of neighbouring bands needs only some of the bins.
-            for part, part_FM in enumerate(np.array_split(bank, _MEL_PARTS, axis=1)):
-                bins = part_FM.any(1).nonzero()[0]
-                self.mel_bins.append(slice(int(bins[0]), int(bins[-1]) + 1) if len(bins) else slice(0, 1))
-                self.register_buffer(f"mel_{part}", torch.tensor(part_FM[self.mel_bins[-1]]))
+        # Triangles are narrow: a group of neighbouring bands needs only some of the bins.
+        for part, part_FM in enumerate(np.array_split(mel_bank(config), _MEL_PARTS, axis=1)):
+            bins = part_FM.any(1).nonzero()[0]
+            self.mel_bins.append(slice(int(bins[0]), int(bins[-1]) + 1) if len(bins) else slice(0, 1))
+            self.register_buffer(f"mel_{part}", torch.tensor(part_FM[self.mel_bins[-1]]))
 
     @torch.inference_mode()
-    def clip_rows(
+    def rows(
         self, waveform_T: np.ndarray, utterance_id: str, augmentations: Sequence[str], seed: int
     ) -> list[np.ndarray]:
-        """Compute the rows of one clip, one per augmentation.
+        """Compute the rows of one clip, one per augmentation (`features.spec.Kernel`).
 
         On one thread of a CPU the rows depend on the arguments alone, to the last bit: nothing else is in the batch.
-
-        Args:
-            waveform_T: float32 samples at `config.sample_rate`.
-            utterance_id: Together with the seed and the augmentation's name the source of random numbers.
-            augmentations: Names as `features.parse_augmentation` reads them.
-            seed: Of the run.
-
-        Returns:
-            Arrays: `summary` [162] float32, `log_mel` [N, M] float32, `waveform` [T] int16.
         """
         clip_1T = torch.from_numpy(waveform_T)[None].to(self.window_K.device)
-        # The clip's own spectrum serves its features and the phase vocoder alike where both cut the same frames.
-        frames = self.config.n_fft, self.config.hop_length
-        shared = self.config.kind == "summary" and frames == (augment.N_FFT, augment.HOP_LENGTH)
-        spectrum_1NF = augment.stft(clip_1T) if shared else None
-        samples, values = [], []
+        spectrum_1NF = self._shared_spectrum(clip_1T)
+        values = []
         for name in augmentations:
             steps, waveform_1T = parse_augmentation(name), clip_1T
             if steps:
-                generator = augment.make_generator(seed, utterance_id, name)
-                waveform_1T = augment.augment(clip_1T, steps, generator, spectrum_1NF)
-            if self.config.kind == "waveform":
-                samples.append((waveform_1T[0].clamp(-1, 1) * 32767).round_().short().cpu().numpy())
-            else:
-                values.append(self._frame_values(waveform_1T, None, None if steps else spectrum_1NF)[0])
-        if self.config.kind == "waveform":
-            return samples
+                generator = copies.make_generator(seed, utterance_id, name)
+                waveform_1T = copies.augment(clip_1T, steps, generator, spectrum_1NF)
+            values.append(self._frame_values(waveform_1T, None, None if steps else spectrum_1NF)[0])
         counts_B = torch.tensor([len(value_NV) for value_NV in values], device=clip_1T.device)
         features = self._finish(pad_sequence(values, batch_first=True), counts_B).cpu().numpy()
-        if self.config.kind == "log_mel":
-            return [row_NM[: len(value_NV)] for row_NM, value_NV in zip(features, values, strict=True)]
-        return list(features)
+        return self._cut(features, counts_B.tolist())
 
     def forward(self, waveform_BT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the features of a batch.
@@ -107,10 +85,65 @@ class Featurizer(nn.Module):
         waveform_BT = waveform_BT.where(_first(lengths_B, waveform_BT.shape[1]), 0)
         return self._finish(self._frame_values(waveform_BT, lengths_B), counts_B), counts_B
 
+    def _shared_spectrum(self, clip_1T: torch.Tensor) -> torch.Tensor | None:
+        """Return the clip's own spectrum, if it serves its features and the phase vocoder alike."""
+        return None
+
+    def _frames(
+        self, waveform_BT: torch.Tensor, spectrum_BNF: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Return the padded waveforms, the magnitudes of their frames, and the power in groups of mel bands."""
+        n_fft = self.config.n_fft
+        padded_BP = functional.pad(waveform_BT, (n_fft // 2, n_fft // 2))
+        if spectrum_BNF is None:
+            spectrum_BNF = torch.fft.rfft(padded_BP.unfold(-1, n_fft, self.config.hop_length) * self.window_K)
+        magnitude_BNF = copies.magnitude(spectrum_BNF).float()
+        power_BNF = magnitude_BNF.square()
+        mel = [power_BNF[..., bins] @ getattr(self, f"mel_{part}") for part, bins in enumerate(self.mel_bins)]
+        return padded_BP, magnitude_BNF, mel
+
+    def _decibels(self, mel_BNM: torch.Tensor) -> torch.Tensor:
+        """Return mel bands in dB, those below the loudest of their clip less 80 dB raised to that."""
+        decibel_BNM = mel_BNM.clamp(min=_MIN_POWER).log10_().mul_(10)
+        return decibel_BNM.maximum(decibel_BNM.amax((1, 2), keepdim=True) - _TOP_DB)
+
+
+class LogMelKernel(_Spectra):
+    """Computes `log_mel`."""
+
+    def __init__(self, config: LogMel) -> None:
+        # Bands 80 dB below the loudest one count: a transform in float32 would blur them by 0.001 dB.
+        super().__init__(config, torch.float64)
+
     def _frame_values(
         self, waveform_BT: torch.Tensor, lengths_B: torch.Tensor | None, spectrum_BNF: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute what each frame yields by itself [B, N, V]: mel bands, and for `summary` the rest before them.
+        return torch.cat(self._frames(waveform_BT, spectrum_BNF)[2], -1)
+
+    def _finish(self, value_BNV: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
+        own_BN1 = _first(counts_B, value_BNV.shape[1])[..., None].float()
+        return self._decibels(value_BNV * own_BN1) * own_BN1
+
+    def _cut(self, features_BNM: np.ndarray, counts: list[int]) -> list[np.ndarray]:
+        return [row_NM[:count] for row_NM, count in zip(features_BNM, counts, strict=True)]
+
+
+class SummaryKernel(_Spectra):
+    """Computes `summary`."""
+
+    def __init__(self, config: Summary) -> None:
+        super().__init__(config, torch.float32)
+        self.register_buffer("dct", torch.tensor(dct_bank(config.n_mels, config.n_mfcc)))
+        self.register_buffer("chroma", torch.tensor(chroma_banks(config)))
+
+    def _shared_spectrum(self, clip_1T: torch.Tensor) -> torch.Tensor | None:
+        same = (self.config.n_fft, self.config.hop_length) == (copies.N_FFT, copies.HOP_LENGTH)
+        return copies.stft(clip_1T) if same else None
+
+    def _frame_values(
+        self, waveform_BT: torch.Tensor, lengths_B: torch.Tensor | None, spectrum_BNF: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute what each frame yields by itself [B, N, V], mel bands last.
 
         Args:
             waveform_BT: Waveforms, zero after their own samples.
@@ -118,15 +151,7 @@ class Featurizer(nn.Module):
             spectrum_BNF: The waveforms' STFT if it is there already.
         """
         n_fft, hop_length = self.config.n_fft, self.config.hop_length
-        padded_BP = functional.pad(waveform_BT, (n_fft // 2, n_fft // 2))
-        frame_BNK = padded_BP.unfold(-1, n_fft, hop_length)
-        if spectrum_BNF is None:
-            spectrum_BNF = torch.fft.rfft(frame_BNK * self.window_K)
-        magnitude_BNF = augment.magnitude(spectrum_BNF).float()
-        power_BNF = magnitude_BNF.square()
-        mel = [power_BNF[..., bins] @ getattr(self, f"mel_{part}") for part, bins in enumerate(self.mel_bins)]
-        if self.config.kind == "log_mel":
-            return torch.cat(mel, -1)
+        padded_BP, magnitude_BNF, mel = self._frames(waveform_BT, spectrum_BNF)
         chroma_BNC = magnitude_BNF @ self._chroma_bank(magnitude_BNF, lengths_B)
         chroma_BNC = chroma_BNC / chroma_BNC.amax(-1, keepdim=True).clamp(min=torch.finfo().tiny)
 
@@ -139,21 +164,20 @@ class Featurizer(nn.Module):
         else:
             change_BP.scatter_(1, n_fft // 2 - 1 + lengths_B[:, None], 0)
         crossings_BN = change_BP.unfold(-1, n_fft - 1, hop_length).sum(-1) / (2 * n_fft)
-        rms_BN = torch.linalg.vector_norm(frame_BNK, dim=-1) / n_fft**0.5
+        rms_BN = torch.linalg.vector_norm(padded_BP.unfold(-1, n_fft, hop_length), dim=-1) / n_fft**0.5
         return torch.cat([crossings_BN[..., None], chroma_BNC, rms_BN[..., None], *mel], -1)
 
     def _finish(self, value_BNV: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
-        """Make features of the values of frames, of which each waveform has its own count."""
+        """Average the values of frames, of which each waveform has its own count."""
         own_BN1 = _first(counts_B, value_BNV.shape[1])[..., None].float()
         value_BNV = value_BNV * own_BN1
-        mel_BNM = value_BNV[..., -self.config.n_mels :]
-        decibel_BNM = mel_BNM.clamp(min=_MIN_POWER).log10_().mul_(10)
-        decibel_BNM = decibel_BNM.maximum(decibel_BNM.amax((1, 2), keepdim=True) - _TOP_DB)
-        if self.config.kind == "log_mel":
-            return decibel_BNM * own_BN1
+        decibel_BNM = self._decibels(value_BNV[..., -self.config.n_mels :])
         # The cosine transform is linear: that of the mean is the mean of those of the frames.
         mean_BV, decibel_BM = ((own_BN1.mT @ x)[:, 0] / counts_B[:, None] for x in (value_BNV, decibel_BNM))
         return torch.cat([mean_BV[:, : 1 + N_CHROMA], decibel_BM @ self.dct, mean_BV[:, 1 + N_CHROMA :]], -1)
+
+    def _cut(self, features_BV: np.ndarray, counts: list[int]) -> list[np.ndarray]:
+        return list(features_BV)
 
     def _chroma_bank(self, magnitude_BNF: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
         """Return the pitch classes' filters of each waveform [B or 1, F, C]."""

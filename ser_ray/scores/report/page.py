@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
@@ -22,30 +22,36 @@ VALIDATION = {"validation_accuracy": "accuracy", "validation_uar": "UAR"}
 LEAKY = "LEAKY: tested clips have relatives among the training clips, so these scores say little about new recordings."
 
 
+class Corpora(NamedTuple):
+    """What was found where a run's clips came from.
+
+    Attributes:
+        audit: Rows of the corpus audit table.
+        rejects: Rows with `path` and `reason`.
+    """
+
+    audit: Sequence[Mapping[str, Any]]
+    rejects: Sequence[Mapping[str, Any]]
+
+
 def run_page(
     *,
     title: str,
     metrics: Mapping[str, Any],
     predictions: pa.Table,
     history: Sequence[Mapping[str, Any]],
-    audit: Sequence[Mapping[str, Any]],
-    rejects: Sequence[Mapping[str, Any]],
-    command: str,
+    corpora: Corpora,
     embed_audio: bool = False,
 ) -> str:
     """Write the report of a run, of an evaluation, or (where the metrics hold `folds`) of a cross-validation.
 
     Args:
         title: Name of the run.
-        metrics: What `metrics.score` or `metrics.pool` gives, and what is known of `protocol description fold leaks
-            excluded config versions timing notes temperature best_epoch`: `description` is the protocol in words,
-            `notes` are what a reader must know before the scores, such as that the speech is made.
+        metrics: The content of `metrics.json`, as `scores.Scores` makes it.
         predictions: One row per tested clip; with a column `path`, the sounds of the clips are looked up.
         history: One row per epoch: `epoch train_loss validation_loss validation_accuracy validation_uar
             learning_rate`, and `member` of several; empty where nothing was trained.
-        audit: Rows of the corpus audit table.
-        rejects: Rows with `path` and `reason`.
-        command: The exact command line that does it again.
+        corpora: What was found where the clips came from.
         embed_audio: Put the sounds of the clips that are shown into the page. Most corpora may not be passed on.
 
     Returns:
@@ -70,11 +76,11 @@ def run_page(
         pictures=pictures,
         speakers=sorted(metrics["per_speaker"].items(), key=lambda item: item[1]["uar"]),
         leak_rows=_leak_rows(metrics.get("leaks", {})),
-        audit=audit,
-        rejects=rejects,
+        audit=corpora.audit,
+        rejects=corpora.rejects,
         mistakes=_most_wrong(predictions, embed_audio),
         embed_audio=embed_audio,
-        command=command,
+        command=metrics["command"],
     )
 
 
@@ -214,10 +220,12 @@ def _most_wrong(predictions: pa.Table, embed_audio: bool) -> list[dict]:
     rows = wrong.append_column("confidence", pa.array(highest, pa.float64()))
     rows = rows.sort_by([("confidence", "descending"), ("utterance_id", "ascending")]).slice(0, MOST_WRONG).to_pylist()
     for row in rows:
-        clip = sound.read_clip(row["path"]) if row.get("path") else None
-        row["picture"] = charts.log_mel(*sound.log_mel(*clip), len(clip[0]) / clip[1]) if clip else None
-        row["audio"] = sound.audio_uri(*clip) if clip and embed_audio else None
-        row["link"] = _link(row["path"]) if clip else None
+        clip = sound.read_sound(row["path"]) if row.get("path") else None
+        row["picture"] = (
+            charts.log_mel(*sound.draw_log_mel(clip), len(clip) / sound.SAMPLE_RATE) if clip is not None else None
+        )
+        row["audio"] = sound.audio_uri(clip) if clip is not None and embed_audio else None
+        row["link"] = _link(row["path"]) if clip is not None else None
     return rows
 
 

@@ -1,8 +1,8 @@
-"""The sounds in a report: a clip's samples, its log-mel picture, and the clip as a data URI.
+"""The sounds in a report: a clip as models hear it, its picture in their mel bands, and the clip as a data URI.
 
-Pictures only: the features that models hear are made elsewhere, in batches.
+Pictures are drawn by NumPy, so that a report needs no torch; the bands are those of `log_mel`.
 
-Shape suffixes: T samples, F frames, K frequency bins, M mel bands.
+Shape suffixes: T samples, N frames, K samples of a frame, M mel bands.
 """
 
 from __future__ import annotations
@@ -13,59 +13,55 @@ import io
 import numpy as np
 import soundfile
 
+from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.base.storage import open_read
+from ser_ray.features.banks import mel_bank, mel_frequencies
+from ser_ray.features.log_mel import LogMel
+from ser_ray.speech.audio import AudioError, decode
 
 MAX_SECONDS = 10.0
-N_MELS = 64
-HIGHEST_HZ = 8000
+FEATURES = LogMel()
+SAMPLE_RATE = FEATURES.sample_rate
+_RANGE_DB = 80.0
 
 
-def read_clip(path: str) -> tuple[np.ndarray, int] | None:
+def read_sound(path: str) -> np.ndarray | None:
     """Read the beginning of a clip.
 
     Args:
         path: Local path or URI.
 
     Returns:
-        Mono samples, float32 [T], at most `MAX_SECONDS` of them, and the sample rate in Hz; None where there is no
-        sound to be read.
+        Mono samples at `SAMPLE_RATE`, float32 [T], at most `MAX_SECONDS` of them; None where there is no sound to be
+        read.
     """
     try:
-        with open_read(path) as stream, soundfile.SoundFile(stream) as clip:
-            samples = clip.read(int(MAX_SECONDS * clip.samplerate), dtype="float32", always_2d=True)
-            return (samples.mean(axis=1), clip.samplerate) if len(samples) else None
-    except (OSError, RuntimeError, ValueError, UserError):
+        with storage.open_read(path) as stream:
+            return decode(stream, sample_rate=SAMPLE_RATE, duration_s=MAX_SECONDS).waveform_T
+    except (AudioError, OSError, UserError):
         return None
 
 
-def log_mel(waveform_T: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute a log-mel spectrogram: Hann windows of 32 ms every 8 ms, triangular bands on the HTK mel scale.
+def draw_log_mel(waveform_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute what `log_mel` is for a clip, for a picture.
 
     Args:
-        waveform_T: Mono samples.
-        sample_rate: In Hz.
+        waveform_T: Mono samples at `SAMPLE_RATE`.
 
     Returns:
-        Decibels below the loudest point [M, F], cut at -80 dB, and the M band centres in Hz.
+        Decibels below the loudest point [M, N], cut at -80 dB, and the M band centres in Hz.
     """
-    window = max(16, int(0.032 * sample_rate))
-    padded_T = np.pad(waveform_T, window // 2)
-    frames_FT = np.lib.stride_tricks.sliding_window_view(padded_T, window)[:: window // 4]
-    n_fft = 4 * window  # bins close enough together for the lowest bands
-    power_FK = np.abs(np.fft.rfft(frames_FT * np.hanning(window), n_fft, axis=1)) ** 2
-    top_mel = 2595 * np.log10(1 + min(sample_rate / 2, HIGHEST_HZ) / 700)
-    edges = 700 * (10 ** (np.linspace(0, top_mel, N_MELS + 2) / 2595) - 1)
-    below, centre, above = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    bins_K = np.fft.rfftfreq(n_fft, 1 / sample_rate)
-    bands_MK = np.minimum((bins_K - below) / (centre - below), (above - bins_K) / (above - centre)).clip(min=0)
-    power_MF = bands_MK @ power_FK.T
-    decibels_MF = 10 * np.log10(np.maximum(power_MF, 1e-20) / max(power_MF.max(), 1e-10))
-    return np.maximum(decibels_MF, -80), edges[1:-1]
+    n_fft = FEATURES.n_fft
+    padded_T = np.pad(waveform_T, n_fft // 2)
+    frame_NK = np.lib.stride_tricks.sliding_window_view(padded_T, n_fft)[:: FEATURES.hop_length]
+    power = np.abs(np.fft.rfft(frame_NK * np.hanning(n_fft + 1)[:-1])) ** 2
+    power_MN = (power @ mel_bank(FEATURES)).T
+    decibel_MN = 10 * np.log10(np.maximum(power_MN, 1e-20) / max(power_MN.max(), 1e-10))
+    return np.maximum(decibel_MN, -_RANGE_DB), mel_frequencies(FEATURES.n_mels, SAMPLE_RATE / 2)
 
 
-def audio_uri(waveform_T: np.ndarray, sample_rate: int) -> str:
-    """Encode mono samples as a FLAC data URI."""
+def audio_uri(waveform_T: np.ndarray) -> str:
+    """Encode mono samples at `SAMPLE_RATE` as a FLAC data URI."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, waveform_T, sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, waveform_T, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()

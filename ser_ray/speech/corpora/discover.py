@@ -38,6 +38,7 @@ class Manifest:
         rejects: Files that are not used, with the reason.
         duplicates: Copies of one of `utterances`, with the reason `copy of <its path>`.
         conflicts: The utterance_ids of clips that are the same audio under different labels; all are in `utterances`.
+        made_speech: Folders of made speech that hold any of the clips.
     """
 
     roots: list[str] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Manifest:
     rejects: list[Reject] = field(default_factory=list)
     duplicates: list[Reject] = field(default_factory=list)
     conflicts: list[tuple[str, ...]] = field(default_factory=list)
+    made_speech: list[str] = field(default_factory=list)
 
 
 class AuditRow(NamedTuple):

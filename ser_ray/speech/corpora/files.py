@@ -173,8 +173,13 @@ def find_copies(utterances: Sequence[Utterance]) -> dict[str, bytes]:
     """
     same_size = _groups(utterances, [u.size for u in utterances])
     same_sample = _groups(same_size, _in_threads(_sample, same_size))
-    digests = _in_threads(_sha256, same_sample)
+    digests = hash_files(same_sample)
     return {u.path: digest for u, digest in zip(same_sample, digests, strict=True) if digest}
+
+
+def hash_files(utterances: Sequence[Utterance]) -> list[bytes]:
+    """Return the SHA-256 digest of each file, empty for one that cannot be read."""
+    return _in_threads(_sha256, utterances)
 
 
 def _groups(utterances: Sequence[Utterance], keys: Sequence[Hashable]) -> list[Utterance]:
