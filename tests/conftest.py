@@ -44,7 +44,7 @@ def made(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def made_store(local_ray, made, tmp_path_factory):
     """A finished feature store of the made speech."""
-    from ser_ray.features.settings import FeaturizeConfig
+    from ser_ray.features.recipe import FeaturizeConfig
     from ser_ray.store.pipeline import featurize
 
     return featurize(discover(made), FeaturizeConfig(), str(tmp_path_factory.mktemp("store") / "made"))
@@ -53,11 +53,11 @@ def made_store(local_ray, made, tmp_path_factory):
 @pytest.fixture(scope="session")
 def made_frames(local_ray, made, tmp_path_factory):
     """A finished store of the made speech as log-mel frames."""
-    from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+    from ser_ray.features.log_mel import LogMel
+    from ser_ray.features.recipe import FeaturizeConfig
     from ser_ray.store.pipeline import featurize
 
-    config = FeaturizeConfig(FeatureConfig.for_kind("log_mel"))
-    return featurize(discover(made), config, str(tmp_path_factory.mktemp("store") / "frames"))
+    return featurize(discover(made), FeaturizeConfig(LogMel()), str(tmp_path_factory.mktemp("store") / "frames"))
 
 
 @pytest.fixture

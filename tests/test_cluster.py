@@ -55,7 +55,7 @@ def test_a_submitted_job_featurizes_on_all_nodes_what_one_machine_does(store, sp
     assert "Featurizing: " in said and f"Store: {root}" in said
     alone = featurize(discover(speech), FeaturizeConfig(), str(tmp_path / "alone"))
     columns = [*METADATA, "features"]
-    assert Store(str(root)).rows(columns).equals(alone.rows(columns))
+    assert Store(str(root)).table(columns).equals(alone.table(columns))
 
 
 def test_a_submitted_job_trains_on_all_nodes(cluster, store, tmp_path):

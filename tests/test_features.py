@@ -9,8 +9,12 @@ import soundfile as sf
 import torch
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.kernels.spectra import Featurizer  # GONE
-from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks  # GONE
+from ser_ray.features.banks import chroma_banks, dct_bank, mel_bank
+from ser_ray.features.kernels.spectra import LogMelKernel, SummaryKernel
+from ser_ray.features.log_mel import LogMel
+from ser_ray.features.spec import find_features
+from ser_ray.features.summary import Summary
+from ser_ray.features.waveform import Waveform
 from ser_ray.speech.audio import AudioError, decode
 
 RATE = 22_050
@@ -49,14 +53,9 @@ MADE = {
 }
 
 
-def make(**changes) -> Featurizer:
-    config = FeatureConfig.for_kind(changes.pop("kind", "summary"), **changes)
-    return Featurizer(config, draw_banks(config))
-
-
 @pytest.fixture(scope="module")
-def summary() -> Featurizer:
-    return make()
+def summary() -> SummaryKernel:
+    return Summary().kernel()
 
 
 def by_librosa(waveform_T: np.ndarray, tuning: float | None = 0.0) -> np.ndarray:
@@ -82,8 +81,9 @@ def excess(actual: np.ndarray, expected: np.ndarray) -> float:
     "changes", [{}, {"chroma_tuning": -0.37, "sample_rate": 16_000, "n_fft": 512, "hop_length": 128, "n_mels": 40}]
 )
 def test_filter_banks_are_those_of_librosa(changes):
-    config = FeatureConfig(**changes)
-    banks, shape = draw_banks(config), {"sr": config.sample_rate, "n_fft": config.n_fft}
+    config = Summary(**changes)
+    banks = {"mel": mel_bank(config), "dct": dct_bank(config.n_mels, config.n_mfcc), "chroma": chroma_banks(config)}
+    shape = {"sr": config.sample_rate, "n_fft": config.n_fft}
     expected = {
         "mel": librosa.filters.mel(n_mels=config.n_mels, **shape).T,
         "dct": scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc],
@@ -93,18 +93,18 @@ def test_filter_banks_are_those_of_librosa(changes):
         np.testing.assert_allclose(banks[name], bank, rtol=1e-6, atol=1e-7 * bank.max(), err_msg=name)
 
 
-def in_a_batch(featurizer: Featurizer, waveforms: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def in_a_batch(kernel: SummaryKernel | LogMelKernel, waveforms: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     lengths = [len(waveform_T) for waveform_T in waveforms]
     batch_BT = torch.full((len(waveforms), max(lengths)), 0.7)  # what stands in the padding must not matter
     for row_T, waveform_T in zip(batch_BT, waveforms, strict=True):
         row_T[: len(waveform_T)] = torch.from_numpy(waveform_T)
-    features, counts_B = featurizer(batch_BT, torch.tensor(lengths))
+    features, counts_B = kernel(batch_BT, torch.tensor(lengths))
     return features.numpy(), counts_B.numpy()
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_summary_is_that_of_librosa(summary, name):
-    (row,) = summary.clip_rows(MADE[name], name, ("none",), 0)
+    (row,) = summary.rows(MADE[name], name, ("none",), 0)
     assert row.shape == (162,) and row.dtype == np.float32
     assert excess(row, by_librosa(MADE[name])) < 1
 
@@ -129,31 +129,30 @@ def test_summary_of_real_clips_is_that_of_librosa(summary, real):
     for row, waveform_T in zip(rows, waveforms, strict=True):
         expected = by_librosa(waveform_T)
         assert excess(row, expected) < 1
-        assert excess(summary.clip_rows(waveform_T, "x", ("none",), 0)[0], expected) < 1
+        assert excess(summary.rows(waveform_T, "x", ("none",), 0)[0], expected) < 1
 
 
 def test_augmented_rows_are_features_of_augmented_waveforms(summary):
     stretched_T = librosa.effects.time_stretch(MADE["voice"], rate=0.8)
-    _, row = summary.clip_rows(MADE["voice"], "x", ("none", "stretch"), 0)
+    _, row = summary.rows(MADE["voice"], "x", ("none", "stretch"), 0)
     assert np.abs(row - by_librosa(stretched_T))[:33].max() < 0.2
     np.testing.assert_allclose(row[MEL], by_librosa(stretched_T)[MEL], rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["voice", "short", "sine", "click", "noise"])
 def test_chroma_tuning_is_estimated_as_librosa_does(name):
-    config = FeatureConfig(chroma_tuning=None)
-    featurizer = Featurizer(config, draw_banks(config))
-    (row,) = featurizer.clip_rows(MADE[name], name, ("none",), 0)
+    kernel = Summary(chroma_tuning=None).kernel()
+    (row,) = kernel.rows(MADE[name], name, ("none",), 0)
     assert excess(row, by_librosa(MADE[name], tuning=None)) < 1
-    both, _ = in_a_batch(featurizer, [MADE["voice"], MADE[name]])
+    both, _ = in_a_batch(kernel, [MADE["voice"], MADE[name]])
     assert excess(both[1], row) < 1
 
 
 @pytest.mark.parametrize("shape", [(16_000, 1024, 256, 64), (22_050, 2048, 512, 128), (16_000, 400, 160, 80)])
 def test_log_mel_is_that_of_librosa(shape):
     rate, n_fft, hop_length, n_mels = shape
-    featurizer = make(kind="log_mel", sample_rate=rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels)
-    rows, counts_B = in_a_batch(featurizer, list(MADE.values()))
+    kernel = LogMel(sample_rate=rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels).kernel()
+    rows, counts_B = in_a_batch(kernel, list(MADE.values()))
     for row_NM, count, (name, waveform_T) in zip(rows, counts_B, MADE.items(), strict=True):
         mel_MN = librosa.feature.melspectrogram(
             y=waveform_T, sr=rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels
@@ -162,14 +161,14 @@ def test_log_mel_is_that_of_librosa(shape):
         assert expected_NM.shape == (count, n_mels)
         np.testing.assert_allclose(row_NM[:count], expected_NM, rtol=0, atol=1e-3)
         assert not row_NM[count:].any()
-        (alone_NM,) = featurizer.clip_rows(waveform_T, name, ("none",), 0)
+        (alone_NM,) = kernel.rows(waveform_T, name, ("none",), 0)
         np.testing.assert_allclose(alone_NM, expected_NM, rtol=0, atol=1e-3)
 
 
 def test_waveform_is_16_bit_samples():
-    featurizer = make(kind="waveform")
+    kernel = Waveform().kernel()
     loud_T = voice(1.0) * 20
-    plain_T, slow_T = featurizer.clip_rows(loud_T, "x", ("none", "stretch"), 0)
+    plain_T, slow_T = kernel.rows(loud_T, "x", ("none", "stretch"), 0)
     assert plain_T.dtype == slow_T.dtype == np.int16
     assert len(slow_T) == round(len(loud_T) / 0.8)
     np.testing.assert_allclose(plain_T / 32767, loud_T.clip(-1, 1), atol=1e-4)
@@ -177,45 +176,46 @@ def test_waveform_is_16_bit_samples():
 
 
 def test_rows_depend_on_nothing_but_the_clip(summary):
-    names = (*DEFAULT_AUGMENTATIONS, "shift", "pitch")
-    first = summary.clip_rows(MADE["voice"], "tess/a", names, 0)
+    names = (*Summary.augment, "shift", "pitch")
+    first = summary.rows(MADE["voice"], "tess/a", names, 0)
     for other in ("short", "noise"):
-        summary.clip_rows(MADE[other], other, names, 0)
-    again = make().clip_rows(MADE["voice"], "tess/a", names, 0)
+        summary.rows(MADE[other], other, names, 0)
+    again = Summary().kernel().rows(MADE["voice"], "tess/a", names, 0)
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
-    assert not np.array_equal(first[1], summary.clip_rows(MADE["voice"], "tess/b", names, 0)[1])
+    assert not np.array_equal(first[1], summary.rows(MADE["voice"], "tess/b", names, 0)[1])
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"kind": "mfcc"}, "summary, log_mel, waveform"),
-        ({"sample_rate": 0}, "sample_rate"),
-        ({"offset_s": -1.0}, "offset_s"),
-        ({"offset_s": float("nan")}, "offset_s"),
-        ({"duration_s": 0.0}, "duration_s"),
-        ({"n_fft": 333, "hop_length": 100}, "n_fft"),
-        ({"sample_rate": None}, "sample_rate"),
-        ({"hop_length": 4096}, "hop_length"),
-        ({"n_mels": 0}, "n_mels"),
-        ({"n_mfcc": 200}, "n_mfcc"),
-        ({"chroma_tuning": 3.0}, "chroma_tuning"),
+        ({"sample_rate": 0}, "--sample-rate must be"),
+        ({"offset_s": -1.0}, "--offset-s must be"),
+        ({"offset_s": float("nan")}, "--offset-s must be"),
+        ({"duration_s": 0.0}, "--duration-s must be"),
+        ({"n_fft": 333, "hop_length": 100}, "--n-fft must be"),
+        ({"sample_rate": None}, "--sample-rate must be"),
+        ({"hop_length": 4096}, "--hop-length must be"),
+        ({"n_mels": 0}, "--n-mels must be"),
+        ({"n_mfcc": 200}, "--n-mfcc must be"),
+        ({"chroma_tuning": 3.0}, "--chroma-tuning must be"),
     ],
 )
 def test_settings_are_checked(changes, word):
     with pytest.raises(UserError, match=word):
-        FeatureConfig(**changes)
+        Summary(**changes)
+
+
+def test_unknown_features_are_named():
+    with pytest.raises(UserError, match="'mfcc': choose one of summary, log_mel, waveform"):
+        find_features("mfcc")
 
 
 def test_banks_are_plain_arrays():
-    assert {name: bank.shape for name, bank in draw_banks(FeatureConfig()).items()} == {
-        "mel": (1025, 128),
-        "dct": (128, 20),
-        "chroma": (1, 1025, 12),
-    }
-    assert draw_banks(FeatureConfig.for_kind("waveform")) == {}
-    assert draw_banks(FeatureConfig.for_kind("log_mel"))["mel"].dtype == np.float32
+    banks = mel_bank(Summary()), dct_bank(128, 20), chroma_banks(Summary())
+    assert [bank.shape for bank in banks] == [(1025, 128), (128, 20), (1, 1025, 12)]
+    assert all(type(bank) is np.ndarray and bank.dtype == np.float32 for bank in (*banks, mel_bank(LogMel())))
+    assert not vars(Waveform().kernel())  # which needs none
 
 
 def encoded() -> list[bytes]:
@@ -266,7 +266,7 @@ def test_a_thousand_damaged_files_are_featurized_or_rejected(summary):
             assert str(error) and "\n" not in str(error)
             outcomes["rejected"] += 1
             continue
-        for row in summary.clip_rows(clip.waveform_T, str(number), ("none", "stretch+pitch"), 0):
+        for row in summary.rows(clip.waveform_T, str(number), ("none", "stretch+pitch"), 0):
             assert np.isfinite(row).all()
         outcomes["featurized"] += 1
     assert sum(outcomes.values()) == 1_000 and min(outcomes.values()) > 100

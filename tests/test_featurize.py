@@ -24,15 +24,15 @@ from local_cluster import LocalCluster
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig  # GONE
 from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.spec import find_features
+from ser_ray.features.summary import Summary
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.utterance import Reject, Utterance
 from ser_ray.store import pipeline as room
 from ser_ray.store import task as featurize_task
 from ser_ray.store.accounts import settle
-from ser_ray.store.pipeline import deal  # GONE
-from ser_ray.store.pipeline import featurize
+from ser_ray.store.pipeline import deal_clips, featurize
 from ser_ray.store.shards import METADATA, name_clips
 from ser_ray.store.store import Store
 from ser_ray.store.task import Kept, ShardWriter, read_clip
@@ -53,7 +53,7 @@ NAMES = [
 
 
 def test_every_clip_has_its_rows_and_every_row_its_facts(made_store):
-    rows = made_store.rows([*METADATA, "features"])
+    rows = made_store.table([*METADATA, "features"])
     assert rows.num_rows == 96 * 3
     assert set(rows.column("augmentation").to_pylist()) == {"none", "noise", "stretch+pitch"}
     assert not any(rows.column(name).null_count for name in METADATA)
@@ -86,7 +86,7 @@ def test_content_does_not_depend_on_shards_or_order(made, made_store, tmp_path, 
     other = featurize(manifest, FeaturizeConfig(), str(tmp_path / "store"))
     assert len(other.shards()) != len(made_store.shards())
     columns = [*METADATA, "features"]
-    assert other.rows(columns).equals(made_store.rows(columns))
+    assert other.table(columns).equals(made_store.table(columns))
 
 
 def test_a_second_run_reuses_the_store(made, made_store):
@@ -102,12 +102,12 @@ def test_new_clips_are_added_vanished_and_changed_ones_are_not_left_behind(tmp_p
     write_clips(corpus, NAMES[:6])
     config = FeaturizeConfig(augment=("none",))
     featurize(discover([str(corpus)]), config, root)
-    first = {row["utterance_id"]: row for row in Store(root).rows().to_pylist()}
+    first = {row["utterance_id"]: row for row in Store(root).table().to_pylist()}
     (corpus / NAMES[0]).unlink()
     write_clips(corpus, NAMES[1:2], seed=9)
     write_clips(corpus, NAMES[6:], seed=5)
     store = featurize(discover([str(corpus)]), config, root)
-    second = {row["utterance_id"]: row for row in store.rows().to_pylist()}
+    second = {row["utterance_id"]: row for row in store.table().to_pylist()}
     assert set(second) == {f"crema_d/{name[:-4]}" for name in NAMES[1:]}
     changed = {i for i in first.keys() & second.keys() if first[i]["sha256"] != second[i]["sha256"]}
     assert changed == {f"crema_d/{NAMES[1][:-4]}"}
@@ -213,9 +213,9 @@ def test_a_clip_that_kills_its_workers_is_rejected_and_costs_no_other(made, made
     monkeypatch.setattr(room, "write_in_task", write)
     store = featurize(manifest, FeaturizeConfig(), str(tmp_path / "store"))
     assert [(r.utterance_id, r.reason) for r in store.rejects()] == [(victim, featurize_task.CRASHED)]
-    rows = made_store.rows([*METADATA, "features"])
+    rows = made_store.table([*METADATA, "features"])
     others = [i != victim for i in rows.column("utterance_id").to_pylist()]
-    assert store.rows([*METADATA, "features"]).equals(rows.filter(others))
+    assert store.table([*METADATA, "features"]).equals(rows.filter(others))
     assert not list(Path(store.root).glob("attempts/*"))
 
 
@@ -244,9 +244,9 @@ def writer_of(store, clips):
 
 
 def test_a_fault_of_ours_is_a_reject_that_says_so(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("ser_ray.features.kernels.spectra.Featurizer.clip_rows", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("ser_ray.features.kernels.spectra.SummaryKernel.rows", lambda *arguments: 1 / 0)
     store, clips = Store(str(tmp_path)), discover(made).utterances[:2]
-    store.claim(FeaturizeConfig().settings())
+    store.claim(FeaturizeConfig())
     assert writer_of(store, clips) == {"clips": 2, "rejected": 2, "slid": 0, "cut": 0, "error": ""}
     assert store.rejects()[0].reason == "internal error: ZeroDivisionError: division by zero; please report it"
     manifest = discover(made)
@@ -260,7 +260,7 @@ def test_what_an_attempt_that_died_rejected_is_forgotten_by_the_next(made, tmp_p
     store.write_rejects(name_clips(clip.utterance_id for clip in clips), [passing])
     storage.write_json(store.attempts_path(clips), {"clip": "", "deaths": {}})
     assert writer_of(store, clips)["rejected"] == 0
-    assert not store.rejects() and store.rows().num_rows == 2
+    assert not store.rejects() and store.table().num_rows == 2
 
 
 def test_a_table_that_names_a_file_twice_is_accounted_for_and_so_is_its_mended_one(tmp_path):
@@ -290,7 +290,7 @@ def test_a_full_disk_ends_the_job_with_one_line(made, tmp_path, monkeypatch):
     def full(path, table):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ser_ray.store.store._write", full)
+    monkeypatch.setattr("ser_ray.store.store.write_parquet", full)
     outcome = writer_of(Store(str(tmp_path)), discover(made).utterances[:2])
     assert "No space left on device; put that right" in outcome["error"]
     with pytest.raises(UserError, match="cannot be read or written: No space left on device"):
@@ -305,7 +305,7 @@ def test_two_jobs_on_one_store_take_turns(made, made_store, tmp_path, capsys):
         job.start()
     for job in jobs:
         job.join()
-    assert Store(str(tmp_path)).rows([*METADATA, "features"]).equals(made_store.rows([*METADATA, "features"]))
+    assert Store(str(tmp_path)).table([*METADATA, "features"]).equals(made_store.table([*METADATA, "features"]))
     said = capsys.readouterr().out
     assert "Another job is at work" in said and "96 of 96 clips are there already" in said
 
@@ -317,7 +317,7 @@ def test_an_hour_of_recording_costs_no_more_memory_than_its_window(tmp_path):
             sound.write(np.random.default_rng(minute).normal(0, 0.1, 60 * rate))
     clip = Utterance("x/hour", "x", "x_1", "", "sad", "", "", "speech", str(path), path.stat().st_size)
     tracemalloc.start()
-    _, window = read_clip(clip, FeatureConfig())
+    _, window = read_clip(clip, Summary())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert clip.size > 50e6 and window.duration_s == 3600 and len(window.waveform_T) == 2.5 * 22_050
@@ -326,7 +326,7 @@ def test_an_hour_of_recording_costs_no_more_memory_than_its_window(tmp_path):
 
 @given(st.integers(0, 100_000), st.integers(1, 200))
 def test_every_clip_is_dealt_to_one_task(clips, workers):
-    sizes = deal(clips, workers)
+    sizes = deal_clips(clips, workers)
     assert sum(sizes) == clips and sizes == sorted(sizes, reverse=True)
     assert all(0 < size <= room.MAX_CLIPS_PER_TASK for size in sizes)
     assert len(sizes) <= clips / room.MIN_CLIPS_PER_TASK + 1
@@ -334,14 +334,14 @@ def test_every_clip_is_dealt_to_one_task(clips, workers):
 
 def test_log_mel_and_waveform_go_the_same_way(made, tmp_path):
     for kind in ("log_mel", "waveform"):
-        config = FeaturizeConfig(features=FeatureConfig.for_kind(kind), augment=("none",))
+        config = FeaturizeConfig(features=find_features(kind)(), augment=("none",))
         store = featurize(discover(made), config, str(tmp_path / kind))
-        assert store.rows(["utterance_id", "augmentation", "features"]).num_rows == 96
+        assert store.table(["utterance_id", "augmentation", "features"]).num_rows == 96
 
 
 def test_another_fingerprint_is_refused(made, made_store):
     with pytest.raises(UserError, match=r"n_mels: 128, wanted 64"):
-        featurize(discover(made), FeaturizeConfig(features=FeatureConfig(n_mels=64)), made_store.root)
+        featurize(discover(made), FeaturizeConfig(features=Summary(n_mels=64)), made_store.root)
     with pytest.raises(UserError, match=r"unknown augmentation .reverb."):
         FeaturizeConfig(augment=("none", "reverb"))
     assert FeaturizeConfig(augment=("shift", "noise")) == FeaturizeConfig(augment=("noise", "none", "shift"))
@@ -394,7 +394,7 @@ def test_a_thousand_damaged_files_are_each_featurized_or_rejected(tmp_path):
     assert counts["found"] == 1000 == counts["featurized"] + counts["rejected"] + counts["duplicates"]
     assert counts["featurized"] > 100 and counts["rejected"] > 100
     assert not [reject for reject in store.rejects() if reject.reason.startswith(featurize_task.INTERNAL)]
-    assert np.isfinite(np.stack(store.rows(["utterance_id", "augmentation", "features"])["features"].to_numpy())).all()
+    assert np.isfinite(np.stack(store.table(["utterance_id", "augmentation", "features"])["features"].to_numpy())).all()
 
 
 ON_ACTORS = """
@@ -428,4 +428,4 @@ def test_actors_on_gpus_write_the_same_rows_or_say_why_not(made, made_store, tmp
     assert code == {"cuda": 2, "cpu": 0}, said
     assert "torch cannot use the GPU that Ray gave it" in said["cuda"] and "Traceback" not in said["cuda"]
     columns = [*METADATA, "features"]
-    assert Store(str(tmp_path / "store")).rows(columns).equals(made_store.rows(columns))
+    assert Store(str(tmp_path / "store")).table(columns).equals(made_store.table(columns))

@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.kernels.spectra import Featurizer  # GONE
-from ser_ray.features.settings import FeatureConfig, draw_banks  # GONE
 from ser_ray.features.banks import mel_frequencies
+from ser_ray.features.log_mel import LogMel
 from ser_ray.model.examples import Examples
-from ser_ray.networks.models import ModelConfig, build  # GONE
+from ser_ray.model.views import Views, shift_pitch, stretch
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.training.frames import FrameAugment, mix, uniform
 from ser_ray.training.settings import FrameAugmentConfig
-from ser_ray.model.views import Views, shift_pitch, stretch
 
-CONFIG = FeatureConfig.for_kind("log_mel")
+CONFIG = LogMel()
 NOTHING = dict(window_s=1.6, stretch=0, pitch=0, noise=0, gain=0, mask_s=0, mask_bands=0, mixup=0)
 
 
@@ -21,7 +20,7 @@ def augment(values, offsets, index, epoch=1, seed=0, **strengths):
     changes = FrameAugment(FrameAugmentConfig(**{**NOTHING, **strengths}), CONFIG, torch.full((64,), -50.0), seed)
     keys = torch.arange(len(offsets) - 1) + 1000
     zeros = torch.zeros_like(keys)
-    examples = Examples(values, torch.tensor(offsets), zeros, keys, zeros)
+    examples = Examples(values, torch.tensor(offsets), zeros, keys, zeros, framed=True)
     return changes(examples, torch.tensor(index), epoch)
 
 
@@ -35,7 +34,7 @@ def clips():
 def tone(hz, seconds=2.0):
     """The log-mel spectrogram of a tone."""
     waveform = 0.1 * np.sin(2 * np.pi * hz * np.arange(int(16_000 * seconds)) / 16_000)
-    (frames,) = Featurizer(CONFIG, draw_banks(CONFIG)).clip_rows(waveform.astype(np.float32), "tone", ["none"], 0)
+    (frames,) = CONFIG.kernel().rows(waveform.astype(np.float32), "tone", ["none"], 0)
     return torch.from_numpy(frames)
 
 
@@ -131,8 +130,9 @@ def test_senseless_strengths_are_refused(wrong):
 
 def test_an_answer_is_the_mean_over_copies_whatever_stands_beside_the_clip():
     torch.manual_seed(0)
-    network = build(ModelConfig(width=4), CONFIG.n_mels, 4).eval()
-    views = Views(network, CONFIG)
+    spec = LogMelResNetSpec(width=4)
+    network = spec.build((None, CONFIG.n_mels), 4).eval()
+    views = Views(network, CONFIG, spec.views)
     lengths, clips = torch.tensor([1, 40, 101]), 10 * torch.randn(3, 101, CONFIG.n_mels)
     together = views(clips, lengths)
     alone = torch.cat([views(clips[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths.tolist())])

@@ -85,7 +85,7 @@ def test_cross_validate_evaluate_compare(job, made, made_store, tmp_path):
     assert "speaker heard in training" in out
     scores = json.loads(Path("runs/elsewhere/metrics.json").read_text())
     assert scores["per_corpus"].keys() == {"crema_d", "ravdess", "tess", "savee"}
-    heard = json.loads(Path("runs/cv/fold-0/model/config.json").read_text())["heard_speakers"]
+    heard = json.loads(Path("runs/cv/fold-0/model/config.json").read_text())["trained_on"]["speakers"]
     assert len(heard) == 2 and set(scores["per_speaker"]).isdisjoint(heard)
 
     for name, folds in (("second", (1,)), ("together", (0, 1))):

@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.log_mel import LogMel
 from ser_ray.model.examples import FRAMES, Examples, predict_logits
-from ser_ray.networks.models import ModelConfig, build  # GONE
+from ser_ray.networks.cnn1d import Cnn1dSpec
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.training.batches import MAX_RARITY, deal_batches, loss_weights
 from ser_ray.training.frames import FrameAugment
-from ser_ray.training.settings import FrameAugmentConfig
-from ser_ray.training.batches import MAX_RARITY, loss_weights
 from ser_ray.training.learner import Learner, best_epoch, is_over
-from ser_ray.training.settings import TrainConfig
-from ser_ray.training.learner import deal  # GONE
+from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
+from ser_ray.training.step import Group
 
 BANDS, CLASSES = 16, 4
 
@@ -33,26 +33,26 @@ def make_clips(count=24, seed=0):
         clip[:, 4 * target : 4 * target + 4] += 10
     offsets = torch.tensor([0, *np.cumsum([len(clip) for clip in clips])])
     keys = torch.from_numpy(draw.integers(-(2**62), 2**62, count))
-    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys))
+    return Examples(torch.cat(clips), offsets, targets, keys, torch.zeros_like(keys), framed=True)
 
 
 def make_learner(clips, config=None, network=None, **options):
-    config = config or TrainConfig.for_model("log_mel_resnet", epochs=6, batch_size=8, seed=5)
+    config = config or TrainConfig.usual(LogMelResNetSpec, epochs=6, batch_size=8, seed=5)
     torch.manual_seed(config.seed)
-    network = network or build(ModelConfig(width=4), BANDS, CLASSES)
+    network = network or LogMelResNetSpec(width=4).build((None, BANDS), CLASSES)
     network.standardize.set(*clips.statistics(torch.arange(len(clips))))
-    features = FeatureConfig.for_kind("log_mel", n_mels=BANDS)
+    features = LogMel(n_mels=BANDS)
     changes = FrameAugmentConfig(window_s=0.5, mask_s=0.1, mask_bands=2)
     augment = FrameAugment(changes, features, network.standardize.mean_F.clone(), config.seed)
     counts = torch.stack([torch.bincount(clips.targets[clips.groups == g], minlength=CLASSES) for g in (0, 1)])
-    return Learner(network, config, counts, **{"augment": augment, "mixup": changes.mixup, **options})
+    return Learner(network, config, counts, **{"augment": augment, **options})
 
 
 def train(learner, clips, *epochs):
     """Train and return the losses."""
     losses = []
     for epoch in epochs:
-        batches = deal(torch.arange(len(clips)), learner.config, epoch, learner.rank, learner.world)
+        batches = deal_batches(torch.arange(len(clips)), learner.config, epoch, learner.group.rank, learner.group.world)
         losses.append(learner.train_epoch(epoch, ((clips, index) for index in batches), len(batches)))
     return losses
 
@@ -63,22 +63,22 @@ def weights(network):
 
 def test_it_learns_what_can_be_learned():
     clips = make_clips(64)
-    learner = make_learner(clips, TrainConfig.for_model("log_mel_resnet", epochs=12, batch_size=8, ema=0.9))
+    learner = make_learner(clips, TrainConfig.usual(LogMelResNetSpec, epochs=12, batch_size=8, ema=0.9))
     train(learner, clips, *range(1, 13))
     assert learner.validate(make_clips(64, seed=1))["validation_uar"] > 0.8  # by chance 0.25
 
 
-@pytest.mark.parametrize("model", ["log_mel_resnet", "cnn1d"])
-def test_what_goes_on_from_a_checkpoint_ends_as_what_was_never_stopped(model, tmp_path):
-    clips, options = make_clips(), {}
-    if model == "cnn1d":
-        clips = replace(clips, values=torch.randn(24, BANDS), offsets=torch.arange(25))
-        options = {"augment": None, "mixup": 0.0}
+@pytest.mark.parametrize("spec", [LogMelResNetSpec(width=4), Cnn1dSpec()], ids=lambda spec: spec.name)
+def test_what_goes_on_from_a_checkpoint_ends_as_what_was_never_stopped(spec, tmp_path):
+    clips, shape, options = make_clips(), (None, BANDS), {}
+    if spec.name == "cnn1d":
+        clips = replace(clips, values=torch.randn(24, BANDS), offsets=torch.arange(25), framed=False)
+        shape, options = (BANDS,), {"augment": None}
 
     def fresh():
         torch.manual_seed(1)
-        network = build(ModelConfig(model, **({"width": 4} if model != "cnn1d" else {})), BANDS, CLASSES)
-        return make_learner(clips, TrainConfig.for_model(model, epochs=4, batch_size=8), network, **options)
+        network = spec.build(shape, CLASSES)
+        return make_learner(clips, TrainConfig.usual(spec, epochs=4, batch_size=8), network, **options)
 
     whole, first, second = fresh(), fresh(), fresh()
     losses = [(train(whole, clips, epoch), whole.validate(clips)) for epoch in range(1, 5)]
@@ -89,15 +89,15 @@ def test_what_goes_on_from_a_checkpoint_ends_as_what_was_never_stopped(model, tm
     safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "state")
     second.load_state(safetensors.torch.load_file(tmp_path / "state"), json.loads(json.dumps(rest)))
     assert [(train(second, clips, epoch), second.validate(clips)) for epoch in (3, 4)] == losses[2:]
-    assert torch.equal(weights(second.network), weights(whole.network))
+    assert torch.equal(weights(second.step.network), weights(whole.step.network))
     assert torch.equal(weights(second.averaged), weights(whole.averaged))
 
 
 def test_the_loss_of_five_steps_is_pinned():
     clips = make_clips(40)
-    learner = make_learner(clips, TrainConfig.for_model("log_mel_resnet", epochs=2, batch_size=8, seed=0))
+    learner = make_learner(clips, TrainConfig.usual(LogMelResNetSpec, epochs=2, batch_size=8, seed=0))
     (loss,) = train(learner, clips, 1)
-    assert learner.steps == 5
+    assert learner.step.count == 5
     assert loss == pytest.approx(1.517285, rel=1e-4)
 
 
@@ -107,8 +107,8 @@ class Frozen(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
-        self.network = build(ModelConfig(width=4, dropout=0.0), BANDS, CLASSES).double()
-        self.num_classes, self.standardize = CLASSES, self.network.standardize
+        self.network = LogMelResNetSpec(width=4, dropout=0.0).build((None, BANDS), CLASSES).double()
+        self.standardize = self.network.standardize
 
     def forward(self, *args):
         return self.network(*args)
@@ -121,16 +121,16 @@ def _train_as_rank(rank, world, folder):
     torch.set_num_threads(1)
     clips = make_clips(48)
     clips.values = clips.values.double()
-    options = {"augment": None, "mixup": 0.0, "rank": rank, "world": world}
+    group = Group(rank, world)
     if world > 1:
         store = torch.distributed.FileStore(f"{folder}/meet", world)
         torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
-        options["wrap"] = DistributedDataParallel
-    config = TrainConfig.for_model("log_mel_resnet", epochs=5, batch_size=12 // world, weight_decay=0.1)
-    learner = make_learner(clips, config, Frozen(), **options)
+        group = Group(rank, world, DistributedDataParallel)
+    config = TrainConfig.usual(LogMelResNetSpec, epochs=5, batch_size=12 // world, weight_decay=0.1)
+    learner = make_learner(clips, config, Frozen(), augment=None, group=group)
     train(learner, clips, *range(1, 6))
-    assert learner.steps == 20
-    result = {"weights": weights(learner.network)}
+    assert learner.step.count == 20
+    result = {"weights": weights(learner.step.network)}
     if rank:  # what each rank knows of the statistics of batch normalization is its own
         for buffer in learner.averaged.buffers():
             buffer.add_(1)
@@ -157,7 +157,8 @@ def test_examples_are_taken_shared_and_measured():
         assert torch.equal(some.batch(torch.tensor([here]))[0], clips.batch(torch.tensor([there]))[0])
     assert torch.equal(some.keys, clips.keys[[7, 0, 3]])
     again = Examples.from_arrays(clips.arrays())
-    assert all(torch.equal(a, b) for a, b in zip(vars(again).values(), vars(clips).values(), strict=True))
+    assert vars(again).keys() == vars(clips).keys() and again.framed is clips.framed is some.framed is True
+    assert all(torch.equal(getattr(again, name), getattr(clips, name)) for name in vars(clips).keys() - {"framed"})
     mean_F, std_F = clips.statistics(torch.arange(len(clips)))
     assert torch.allclose(mean_F, clips.values.double().mean(0))
     assert torch.allclose(std_F, clips.values.double().std(0, correction=0))
@@ -165,7 +166,7 @@ def test_examples_are_taken_shared_and_measured():
 
 def test_answers_come_in_order_from_batches_of_few_frames(monkeypatch):
     clips = make_clips(30)
-    network = make_learner(clips).network
+    network = make_learner(clips).step.network
     alone_NC = torch.cat([predict_logits(network, clips, torch.tensor([i])) for i in range(len(clips))])
     sizes = []
     network.register_forward_hook(lambda module, given, answer: sizes.append(tuple(given[0].shape[:2])))
@@ -181,7 +182,7 @@ def test_answers_come_in_order_from_batches_of_few_frames(monkeypatch):
 def test_rare_classes_weigh_more_where_asked():
     clips = make_clips(40)
     clips.targets = torch.tensor([0] * 30 + [1] * 10)
-    alike, balanced = (make_learner(clips, TrainConfig(balance=balance)).weight_GC for balance in (0.0, 1.0))
+    alike, balanced = (make_learner(clips, TrainConfig(balance=balance)).batcher.weight_GC for balance in (0.0, 1.0))
     assert torch.allclose(alike[0, :2], torch.ones(2))
     assert balanced[0, 1] / balanced[0, 0] == pytest.approx(3)
     assert balanced[0, clips.targets].mean() == pytest.approx(1)
@@ -192,7 +193,7 @@ def test_weights_keep_the_corpus_from_telling_the_emotion():
     clips.targets = torch.tensor([0] * 30 + [1] * 10 + [1] * 15 + [2] * 5)
     clips.groups = torch.tensor([0] * 40 + [1] * 20)
     by_corpus, by_all = (
-        make_learner(clips, TrainConfig(balance=1.0, balance_by=by)).weight_GC[clips.groups, clips.targets]
+        make_learner(clips, TrainConfig(balance=1.0, balance_by=by)).batcher.weight_GC[clips.groups, clips.targets]
         for by in ("corpus", "all")
     )
     for group, classes in ((0, (0, 1)), (1, (1, 2))):
@@ -207,23 +208,23 @@ def test_weights_keep_the_corpus_from_telling_the_emotion():
 
 def test_ranks_share_an_epoch():
     rows, config = torch.arange(100, 123), TrainConfig(batch_size=4)
-    whole = torch.cat(deal(rows, config, 1))
+    whole = torch.cat(deal_batches(rows, config, 1))
     assert sorted(whole.tolist()) == list(range(100, 123))
-    dealt = [deal(rows, config, 1, rank, 3) for rank in range(3)]
+    dealt = [deal_batches(rows, config, 1, rank, 3) for rank in range(3)]
     assert [[len(batch) for batch in batches] for batches in dealt] == [[4, 4]] * 3
     assert set(torch.cat([batch for batches in dealt for batch in batches]).tolist()) == set(range(100, 123))
     assert torch.equal(torch.cat(dealt[1])[:7], whole[1::3][:7])
-    assert not torch.equal(torch.cat(deal(rows, config, 2)), whole)
+    assert not torch.equal(torch.cat(deal_batches(rows, config, 2)), whole)
     for count in (2, 3, 5, 33):  # batch statistics need several clips
-        assert min(map(len, deal(rows[:count], replace(config, batch_size=2), 1))) >= 2
+        assert min(map(len, deal_batches(rows[:count], replace(config, batch_size=2), 1))) >= 2
 
 
 def test_one_cycle_rises_and_falls():
-    learner = make_learner(make_clips(), TrainConfig.for_model("log_mel_resnet", learning_rate=1.0))
+    learner = make_learner(make_clips(), TrainConfig.usual(LogMelResNetSpec, learning_rate=1.0))
     rates = []
     for progress in np.linspace(0, 1, 101):
-        learner._one_cycle(progress)
-        rates.append(learner.optimizer.param_groups[0]["lr"])
+        learner.step._pace(progress)
+        rates.append(learner.step.optimizer.param_groups[0]["lr"])
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1.0, total_steps=101, pct_start=26 / 101, final_div_factor=1e9
@@ -255,10 +256,15 @@ def test_training_is_over_when_it_should_be():
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"epochs": 0}, {"learning_rate": 0.0}, {"device": "tpu"}, {"batch_size": -1}, {"schedule": "cosine"}),
+        *({"epochs": 0}, {"learning_rate": 0.0}, {"batch_size": -1}, {"schedule": "cosine"}),
         *({"monitor": "loss"}, {"ema": 1.0}, {"label_smoothing": -0.1}),
     ],
 )
 def test_senseless_settings_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings)).replace("_", "-")):
         TrainConfig(**settings)
+
+
+def test_a_senseless_device_is_refused():
+    with pytest.raises(UserError, match="device"):
+        Compute(device="tpu")

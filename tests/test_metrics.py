@@ -11,6 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from ser_ray.base.errors import UserError
+from ser_ray.model.calibration import TEMPERATURE_RANGE, fit_temperature
 from ser_ray.scores import metrics
 from ser_ray.speech.emotions import EMOTIONS
 
@@ -181,10 +182,10 @@ def test_temperature_is_recovered():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 8)) * 3
     targets = (softmax(logits / 2.5, axis=1).cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert metrics.fit_temperature(logits, targets) == pytest.approx(2.5, rel=0.05)
-    low, high = metrics.TEMPERATURE_RANGE
-    assert metrics.fit_temperature(logits, logits.argmax(axis=1)) == pytest.approx(low, rel=0.01)
-    assert metrics.fit_temperature(logits, logits.argmin(axis=1)) == pytest.approx(high, rel=0.01)
+    assert fit_temperature(logits, targets) == pytest.approx(2.5, rel=0.05)
+    low, high = TEMPERATURE_RANGE
+    assert fit_temperature(logits, logits.argmax(axis=1)) == pytest.approx(low, rel=0.01)
+    assert fit_temperature(logits, logits.argmin(axis=1)) == pytest.approx(high, rel=0.01)
 
 
 def test_folds_are_pooled():

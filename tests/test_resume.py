@@ -55,7 +55,7 @@ def output(job):
 
 
 def content(root):
-    return Store(str(root)).rows([*METADATA, "features"])
+    return Store(str(root)).table([*METADATA, "features"])
 
 
 def started(pid):

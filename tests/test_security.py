@@ -17,7 +17,7 @@ from local_cluster import descendants
 
 import ser_ray
 from ser_ray.base.errors import UserError
-from ser_ray.model import bundle
+from ser_ray.model.files import FORMAT, load_model
 from ser_ray.store.store import Store
 
 SOURCES = [*Path(ser_ray.__file__).parent.rglob("*.py"), *(Path(__file__).parent.parent / "jobs").glob("*.py")]
@@ -88,15 +88,15 @@ def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(tmp_path, write
     (tmp_path / "config.json").write_text(
         json.dumps(
             {
-                **{"format": bundle.FORMAT, "model": {"model": "cnn1d"}, "features": {"kind": "summary"}},
-                **{"labels": {"names": ["happy", "sad"], "merged": []}, "heard_speakers": [], "temperature": 1.0},
-                "facts": {},
+                **{"format": FORMAT, "network": {"model": "cnn1d"}, "members": 1, "features": {"kind": "summary"}},
+                **{"labels": {"names": ["happy", "sad"], "merged": []}, "speaker_norm": False, "temperature": 1.0},
+                **{"trained_on": {"speakers": []}, "facts": {}},
             }
         )
     )
     (tmp_path / "model.safetensors").write_bytes(write(Payload(tmp_path / "run")))
     with pytest.raises(UserError, match="not a model that this version reads"):
-        bundle.load(str(tmp_path))
+        load_model(str(tmp_path))
     torch_file = tmp_path / "state.safetensors"
     torch.save(Payload(tmp_path / "run"), torch_file)
     with pytest.raises(safetensors.SafetensorError):
@@ -108,7 +108,7 @@ def test_a_pickle_in_the_place_of_a_shard_is_not_run(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "0.parquet").write_bytes(pickle.dumps(Payload(tmp_path / "run")))
     with pytest.raises(Exception, match=r"(?i)parquet"):
-        Store(str(tmp_path)).rows()
+        Store(str(tmp_path)).table()
     assert not (tmp_path / "run").exists()
 
 

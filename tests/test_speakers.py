@@ -6,23 +6,28 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ser_ray.model.speakers import USUAL_FRAMES, Speakers, sums_of
-from ser_ray.model.speakers import Heard, hear_speakers  # GONE
-from ser_ray.speech.audio import decode
+from ser_ray.features.arrays import decode_features
+from ser_ray.features.log_mel import LogMel
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.model.speakers import USUAL_FRAMES, Known, Speakers, listen, sums_of
+from ser_ray.store.rows import open_rows
+from ser_ray.store.shards import row_schema
+from ser_ray.store.store import Store
 
 BANDS = 64
 USUAL_2F = np.stack([np.linspace(-40, -60, BANDS), np.linspace(12, 18, BANDS)]).astype(np.float32)
 
 
-class Shards:
-    """Stands for a store: gives rows, shard by shard."""
-
-    def __init__(self, *shards):
-        self.shards = shards
-
-    def each(self, columns, augmentation):
-        for rows in self.shards:
-            yield rows.filter(pa.compute.equal(rows["augmentation"], augmentation))
+def stored(folder, *shards):
+    """All rows of a store of some shards."""
+    store, recipe = Store(str(folder)), FeaturizeConfig(LogMel())
+    store.claim(recipe)
+    store.write_info({**store.info(), "complete": True, "counts": {"made": {}}})
+    schema = row_schema(recipe.features.arrow_type())
+    for shard in shards:
+        columns = {name: shard[name] if name in shard.column_names else [None] * len(shard) for name in schema.names}
+        store.write_shard(pa.table(columns, schema), [])
+    return open_rows(store)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +49,13 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def speakers(rows):
-    return Speakers(USUAL_2F, hear_speakers(Shards(rows.slice(0, 7), rows.slice(7)), {"loud", "quiet"}))
+def speakers(rows, tmp_path_factory):
+    return Speakers(USUAL_2F, listen(stored(tmp_path_factory.mktemp("two"), rows.slice(0, 7), rows.slice(7))))
+
+
+def normalize(speakers, rows):
+    """The rows' values as speakers would have them."""
+    return speakers.normalize(*decode_features(rows["features"]), rows["speaker_id"].to_pylist())
 
 
 def by_hand(clips):
@@ -59,10 +69,10 @@ def by_hand(clips):
 
 
 def test_clips_are_brought_to_the_usual_by_all_that_is_known(rows, speakers):
-    raw, offsets = decode(rows["features"])
-    before = raw.copy()
-    values, same = speakers.normalize(rows)
-    assert np.array_equal(offsets, same) and np.array_equal(raw, before)
+    raw, offsets = decode_features(rows["features"])
+    before, again = raw.copy(), offsets.copy()
+    values = speakers.normalize(raw, offsets, rows["speaker_id"].to_pylist())
+    assert np.array_equal(offsets, again) and np.array_equal(raw, before)
     clips = [raw[begin:end] for begin, end in pairwise(offsets)]
     for speaker, members in (("loud", range(40)), ("quiet", range(40, 43))):
         own_F, std_F = by_hand([clips[i] for i in members])
@@ -73,17 +83,18 @@ def test_clips_are_brought_to_the_usual_by_all_that_is_known(rows, speakers):
     assert np.abs(loud.mean(0) - USUAL_2F[0]).max() < 2 and np.abs(loud.std(0) / USUAL_2F[1] - 1).max() < 0.1
 
 
-def test_what_is_known_does_not_depend_on_shards_and_nobody_else_is(rows, speakers):
-    turned = Speakers(USUAL_2F, hear_speakers(Shards(rows.take(pa.array(range(43, -1, -1)))), {"loud", "quiet"}))
-    np.testing.assert_allclose(turned.normalize(rows)[0], speakers.normalize(rows)[0], atol=1e-4)
-    one = Speakers(USUAL_2F, hear_speakers(Shards(rows), {"loud"}))
-    assert set(one.heard) == {"loud"}
-    raw, offsets = decode(rows["features"])
-    left = one.normalize(rows)[0][offsets[40] :]
+def test_what_is_known_does_not_depend_on_shards_and_nobody_else_is(rows, speakers, tmp_path):
+    everything = stored(tmp_path, rows.take(pa.array(range(43, -1, -1))))
+    turned = Speakers(USUAL_2F, listen(everything))
+    np.testing.assert_allclose(normalize(turned, rows), normalize(speakers, rows), atol=1e-4)
+    one = Speakers(USUAL_2F, listen(everything.take(everything.among("speaker_id", ["loud"]))))
+    assert set(one.known) == {"loud"}
+    raw, offsets = decode_features(rows["features"])
+    left = normalize(one, rows)[offsets[40] :]
     np.testing.assert_allclose(left, raw[offsets[40] :], rtol=1e-5)
 
 
 def test_bands_that_hardly_change_are_not_blown_up():
     frames = np.tile(USUAL_2F[0], (100_000, 1))
-    scale_F, _ = Speakers(USUAL_2F, {"flat": Heard(len(frames), sums_of(frames))}).scale_and_shift("flat")
+    scale_F, _ = Speakers(USUAL_2F, {"flat": Known(len(frames), sums_of(frames))}).scale_and_shift("flat")
     np.testing.assert_allclose(scale_F, USUAL_2F[1], rtol=1e-3)  # to a standard deviation of 1 dB at least

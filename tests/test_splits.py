@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.protocols import EMOBOX, PROTOCOLS, SplitConfig
-from ser_ray.experiment.splits import Split, num_folds, split
-from ser_ray.experiment.splits import check, leaks  # GONE
+from ser_ray.experiment.splits import Split, check_leaks, count_leaks, num_folds, split
 from ser_ray.speech.emotions import EMOTIONS, SIX, LabelSet, parse_labels
+from ser_ray.store.rows import rows_of
 
 COLUMNS = ["utterance_id", "corpus", "speaker_id", "gender", "emotion", "sentence_id", "channel", "sha256"]
 COLUMNS += ["augmentation"]
@@ -72,16 +72,16 @@ def crema_d(actors=range(1001, 1013)):
     ]
 
 
-def values(rows, indices, column):
-    return set(rows[column].take(indices).to_pylist())
+def rows(clips, augmentations=AUGMENTATIONS):
+    return rows_of(table(clips, augmentations))
 
 
 def parts(result):
     return result.train, result.validation, result.test
 
 
-def row_names(rows, indices):
-    return list(zip(*(rows[c].take(indices).to_pylist() for c in ("utterance_id", "augmentation")), strict=True))
+def row_names(part):
+    return list(zip(*(part[c].to_pylist() for c in ("utterance_id", "augmentation")), strict=True))
 
 
 @st.composite
@@ -111,9 +111,9 @@ configs = st.builds(
 label_sets = st.sampled_from([LabelSet(), parse_labels(["six"]), parse_labels(["calm=neutral"])])
 
 
-def split_or_skip(rows, labels, config):
+def split_or_skip(some, labels, config):
     try:
-        return split(rows, labels, config)
+        return split(some, labels, config)
     except UserError as error:
         assert "\n" not in str(error)
         assume(False)
@@ -121,18 +121,21 @@ def split_or_skip(rows, labels, config):
 
 @quick
 @given(corpora(), label_sets, configs)
-def test_any_split_is_disjoint_complete_and_free_of_leaks(rows, labels, config):
-    result = split_or_skip(rows, labels, config)
-    used = np.concatenate(parts(result))
-    assert all(part.dtype == np.int64 and len(part) for part in parts(result))
+def test_any_split_is_disjoint_complete_and_free_of_leaks(whole, labels, config):
+    everything = rows_of(whole)
+    result = split_or_skip(everything, labels, config)
+    used = np.concatenate([part.index_N for part in parts(result)])
+    assert all(part.index_N.dtype == np.int64 and len(part) for part in parts(result))
+    assert all(part.source is everything.source for part in parts(result))
     assert len(set(used.tolist())) == len(used)
-    assert len(used) + sum(result.excluded.values()) == rows.num_rows
-    assert all(result.labels.index(emotion) is not None for emotion in values(rows, used, "emotion"))
-    audio = rows.take(used).group_by("sha256").aggregate([("emotion", "count_distinct")])
+    assert len(used) + sum(result.excluded.values()) == whole.num_rows
+    used = everything.take(used)
+    assert all(result.labels.index(emotion) is not None for emotion in used.values("emotion"))
+    audio = used.table(COLUMNS).group_by("sha256").aggregate([("emotion", "count_distinct")])
     assert set(audio["emotion_count_distinct"].to_pylist()) == {1}
 
-    report = check(rows, result, config.protocol)
-    train, validation, test = (rows.take(part).to_pylist() for part in parts(result))
+    report = check_leaks(result, config.protocol)
+    train, validation, test = (part.table(COLUMNS).to_pylist() for part in parts(result))
     if config.protocol == "notebook":
         assert report["leaky"] and "LEAKY" in result.description
         return
@@ -143,39 +146,41 @@ def test_any_split_is_disjoint_complete_and_free_of_leaks(rows, labels, config):
         sides = [{row[column] for row in side} for side in (train, validation, test)]
         assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
     # All augmented rows of a training clip train, none is lost.
-    siblings = rows.filter(np.isin(rows["utterance_id"].to_numpy(), [row["utterance_id"] for row in train]))
+    siblings = whole.filter(np.isin(whole["utterance_id"].to_numpy(), [row["utterance_id"] for row in train]))
     assert siblings.num_rows == len(train)
 
 
 @quick
 @given(corpora(), label_sets, configs, st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_nothing(rows, labels, config, random):
-    result = split_or_skip(rows, labels, config)
-    order = np.array(random.sample(range(rows.num_rows), rows.num_rows))
-    shuffled = pa.concat_tables([rows.take(order[:7]), rows.take(order[7:])])  # a store is read in chunks
-    again = split(shuffled, labels, config)
-    for before, after in zip(parts(result), parts(again), strict=True):
-        assert row_names(rows, before) == row_names(shuffled, after)
-    assert (again.description, again.excluded, again.labels) == (result.description, result.excluded, result.labels)
+def test_the_order_of_rows_changes_nothing(whole, labels, config, random):
+    result = split_or_skip(rows_of(whole), labels, config)
+    order = np.array(random.sample(range(whole.num_rows), whole.num_rows))
+    shuffled = pa.concat_tables([whole.take(order[:7]), whole.take(order[7:])])  # a store is read in chunks
+    again, turned = (split(one, labels, config) for one in (rows_of(shuffled), rows_of(whole).take(order)))
+    for before, after, taken in zip(parts(result), parts(again), parts(turned), strict=True):
+        assert row_names(before) == row_names(after) == sorted(row_names(taken))
+    said, *others = ((one.description, one.excluded, one.labels) for one in (result, again, turned))
+    assert others == [said, said]
 
 
 @quick
 @given(corpora(), configs)
-def test_every_eligible_unit_is_tested_exactly_once(rows, config):
+def test_every_eligible_unit_is_tested_exactly_once(whole, config):
     assume(config.protocol not in ("emobox", "notebook"))
-    rows = rows.filter(pa.array([not sha.startswith("copy-") for sha in rows["sha256"].to_pylist()]))
+    whole = whole.filter(pa.array([not sha.startswith("copy-") for sha in whole["sha256"].to_pylist()]))
+    everything = rows_of(whole)
     column = "sentence_id" if config.protocol == "text-independent" else "speaker_id"
     try:
         results = [
-            split(rows, LabelSet(), SplitConfig(config.protocol, fold, config.num_folds, config.seed))
-            for fold in range(num_folds(rows, config))
+            split(everything, LabelSet(), SplitConfig(config.protocol, fold, config.num_folds, config.seed))
+            for fold in range(num_folds(everything, config))
         ]
     except UserError:
         assume(False)
-    tested = [unit for result in results for unit in sorted(values(rows, result.test, column))]
+    tested = [unit for result in results for unit in sorted(result.test.values(column))]
     eligible = set()
-    for corpus in rows["corpus"].unique().to_pylist():
-        units = set(rows.filter(np.array(rows["corpus"].to_pylist()) == corpus)[column].to_pylist()) - {""}
+    for corpus in whole["corpus"].unique().to_pylist():
+        units = set(whole.filter(np.array(whole["corpus"].to_pylist()) == corpus)[column].to_pylist()) - {""}
         eligible |= units if len(units) > 1 or config.protocol.startswith("leave") else set()
     if config.protocol != "leave-one-corpus-out":  # where a speaker may have none of the shared labels
         assert sorted(tested) == sorted(eligible)
@@ -193,14 +198,14 @@ def test_every_eligible_unit_is_tested_exactly_once(rows, config):
 def test_three_speakers_or_sentences_of_one_corpus_suffice(sizes, size, protocol, folds, seed):
     pairs = [(corpus, f"{i}") for corpus, n in zip("pqrs", [*sizes, size], strict=False) for i in range(n)]
     by_text = protocol == "text-independent"
-    rows = table([clip(c, "a" if by_text else i, e, i if by_text else "") for c, i in pairs for e in ("sad", "happy")])
+    here = rows([clip(c, "a" if by_text else i, e, i if by_text else "") for c, i in pairs for e in ("sad", "happy")])
     config = SplitConfig(protocol, num_folds=folds, seed=seed)
-    count = num_folds(rows, config)
+    count = num_folds(here, config)
     tested = []
     for fold in range(count):
-        result = split(rows, LabelSet(), SplitConfig(protocol, fold, folds, seed))
-        check(rows, result, protocol)
-        tested += sorted(values(rows, result.test, "sentence_id" if by_text else "speaker_id"))
+        result = split(here, LabelSet(), SplitConfig(protocol, fold, folds, seed))
+        check_leaks(result, protocol)
+        tested += sorted(result.test.values("sentence_id" if by_text else "speaker_id"))
     alone = [] if protocol.startswith("leave") else [c for c, n in zip("pqrs", [*sizes, size], strict=False) if n == 1]
     assert sorted(tested) == sorted(f"{c}_{i}" for c, i in pairs if c not in alone)
     assert count == (len(pairs) if protocol.startswith("leave") else min(folds, max(*sizes, size, 0)))
@@ -209,95 +214,97 @@ def test_three_speakers_or_sentences_of_one_corpus_suffice(sizes, size, protocol
 @quick
 @given(st.sets(st.integers(1, 24), min_size=6), st.integers(0, 5), st.booleans(), st.integers(0, 9))
 def test_emobox_tests_the_published_speakers(actors, fold, pooled, seed):
-    rows = table(ravdess(sorted(actors)) + (savee() + tess() if pooled else []))
+    here = rows(ravdess(sorted(actors)) + (savee() + tess() if pooled else []))
     published = {f"ravdess_{actor:02d}" for actor in EMOBOX_RAVDESS[fold]}
-    present = published & set(rows["speaker_id"].to_pylist())
-    result = split_or_skip(rows, LabelSet(), SplitConfig("emobox", fold, seed=seed))
+    present = published & set(here["speaker_id"].to_pylist())
+    result = split_or_skip(here, LabelSet(), SplitConfig("emobox", fold, seed=seed))
     expected = present | ({f"savee_{EMOBOX_SAVEE[fold]}"} if pooled and fold < 4 else set())
-    assert values(rows, result.test, "speaker_id") == expected
-    assert values(rows, result.test, "channel") == values(rows, result.validation, "channel") == {"speech"}
-    held_out = published | values(rows, result.validation, "speaker_id")
-    assert not values(rows, result.train, "speaker_id") & held_out
+    assert result.test.values("speaker_id") == expected
+    assert result.test.values("channel") == result.validation.values("channel") == {"speech"}
+    held_out = published | result.validation.values("speaker_id")
+    assert not result.train.values("speaker_id") & held_out
     assert all(actor in result.description for actor in published - present)
 
 
 def test_emobox_folds_on_the_whole_of_ravdess_and_savee():
-    rows = table(ravdess() + savee() + tess() + crema_d())
-    assert num_folds(rows, SplitConfig("emobox")) == len(EMOBOX["ravdess"]) == 6
+    here = rows(ravdess() + savee() + tess() + crema_d())
+    assert num_folds(here, SplitConfig("emobox")) == len(EMOBOX["ravdess"]) == 6
     for fold in range(6):
-        result = split(rows, LabelSet(), SplitConfig("emobox", fold))
+        result = split(here, LabelSet(), SplitConfig("emobox", fold))
         expected = {f"ravdess_{actor:02d}" for actor in EMOBOX_RAVDESS[fold]}
         expected |= {f"savee_{EMOBOX_SAVEE[fold]}"} if fold < 4 else set()
-        assert values(rows, result.test, "speaker_id") == expected
-        validating = sorted(values(rows, result.validation, "speaker_id"))
+        assert result.test.values("speaker_id") == expected
+        validating = sorted(result.validation.values("speaker_id"))
         assert [name.split("_")[0] for name in validating] == ["ravdess"] * 4 + ["savee"] * (fold < 4)
-        trained = values(rows, result.train, "speaker_id")
+        trained = result.train.values("speaker_id")
         assert len([name for name in trained if name.startswith("ravdess")]) == 16
         assert {"tess_oaf", "tess_yaf", "crema_d_1001"} <= trained
         assert len([name for name in trained if name.startswith("savee")]) == (2 if fold < 4 else 4)
-        assert "song" in values(rows, result.train, "channel")
+        assert "song" in result.train.values("channel")
         # 8 clips left out of song: 12 clips × 3 rows for each of 8 held-out actors.
         assert result.excluded["song of validation and test speakers"] == 8 * 12 * 3
-    alone = table(savee())
+    alone = rows(savee())
     assert num_folds(alone, SplitConfig("emobox")) == 4
-    assert values(alone, split(alone, LabelSet(), SplitConfig("emobox", 3)).test, "speaker_id") == {"savee_jk"}
+    assert split(alone, LabelSet(), SplitConfig("emobox", 3)).test.values("speaker_id") == {"savee_jk"}
 
 
 def test_speaker_independent_folds_are_stratified_and_never_starve_a_small_corpus():
-    rows = table(ravdess() + savee() + tess() + crema_d() + [clip("solo", "a", take=take) for take in range(3)])
-    results = [split(rows, LabelSet(), SplitConfig(fold=fold)) for fold in range(5)]
-    tested = [sorted(values(rows, result.test, "speaker_id")) for result in results]
+    here = rows(ravdess() + savee() + tess() + crema_d() + [clip("solo", "a", take=take) for take in range(3)])
+    results = [split(here, LabelSet(), SplitConfig(fold=fold)) for fold in range(5)]
+    tested = [sorted(result.test.values("speaker_id")) for result in results]
     assert {name.rpartition("_")[0] for name in tested[0]} == {"ravdess", "crema_d", "tess", "savee"}
     for fold, names in enumerate(tested):
         actors = [int(name[-2:]) for name in names if name.startswith("ravdess")]
         assert 4 <= len(actors) <= 5 and 2 <= sum(actor % 2 for actor in actors) <= 3
         assert sum(name.startswith("savee") for name in names) == (fold < 4)
         assert sum(name.startswith("tess") for name in names) == (fold < 2)
-        validating = values(rows, results[fold].validation, "speaker_id")
+        validating = results[fold].validation.values("speaker_id")
         assert not any(name.startswith("tess") for name in validating)
         assert sum(name.startswith("savee") for name in validating) == 1
-        assert "solo" in results[fold].description and "solo_a" in values(rows, results[fold].train, "speaker_id")
+        assert "solo" in results[fold].description and "solo_a" in results[fold].train.values("speaker_id")
     assert "ravdess (" in results[0].description and tested[0][-1].removeprefix("tess_") in results[0].description
 
 
 def test_every_seed_deals_both_sexes_evenly_and_draws_anew():
-    rows = table(ravdess(), ["none"])
+    here = rows(ravdess(), ["none"])
     drawn = set()
     for seed in range(8):
         for fold in range(5):
-            result = split(rows, LabelSet(), SplitConfig(fold=fold, seed=seed))
-            tested, validating = (sorted(values(rows, part, "speaker_id")) for part in (result.test, result.validation))
+            result = split(here, LabelSet(), SplitConfig(fold=fold, seed=seed))
+            tested, validating = (sorted(part.values("speaker_id")) for part in (result.test, result.validation))
             assert all(2 <= sum(int(name[-2:]) % 2 == sex for name in tested) <= 3 for sex in (0, 1))
             assert 1 <= sum(int(name[-2:]) % 2 for name in validating) <= 3 and len(validating) == 4
             drawn |= {tuple(tested), tuple(validating)}
     assert len(drawn) == 2 * 8 * 5
-    emobox = [split(rows, LabelSet(), SplitConfig("emobox", seed=seed)).validation.tolist() for seed in range(3)]
+    emobox = [
+        split(here, LabelSet(), SplitConfig("emobox", seed=seed)).validation.index_N.tolist() for seed in range(3)
+    ]
     assert emobox[0] != emobox[1] != emobox[2]
 
 
 def test_folds_of_a_corpus_do_not_depend_on_the_others_nor_on_labels():
-    alone, pooled = table(ravdess()), table(savee() + ravdess() + crema_d())
+    alone, pooled = rows(ravdess()), rows(savee() + ravdess() + crema_d())
     names = [
-        {name for name in values(rows, split(rows, labels, SplitConfig(fold=2)).test, "speaker_id") if "rav" in name}
-        for rows, labels in ((alone, LabelSet()), (pooled, LabelSet()), (alone, parse_labels(["six"])))
+        {name for name in split(here, labels, SplitConfig(fold=2)).test.values("speaker_id") if "rav" in name}
+        for here, labels in ((alone, LabelSet()), (pooled, LabelSet()), (alone, parse_labels(["six"])))
     ]
     assert names[0] == names[1] == names[2]
 
 
 def test_leave_one_speaker_out_tests_each_speaker_alone():
-    rows = table(savee() + tess())
+    here = rows(savee() + tess())
     config = SplitConfig("leave-one-speaker-out")
-    assert num_folds(rows, config) == 6
+    assert num_folds(here, config) == 6
     for fold, name in enumerate(["savee_dc", "savee_je", "savee_jk", "savee_kl", "tess_oaf", "tess_yaf"]):
-        result = split(rows, LabelSet(), SplitConfig(config.protocol, fold))
-        assert values(rows, result.test, "speaker_id") == {name}
-        assert len(values(rows, result.validation, "speaker_id")) == 1
-    rows = table(tess() + [clip("solo", "a", emotion) for emotion in EMOTIONS])  # no corpus with three speakers
-    assert len(values(rows, split(rows, LabelSet(), config).validation, "speaker_id")) == 1
+        result = split(here, LabelSet(), SplitConfig(config.protocol, fold))
+        assert result.test.values("speaker_id") == {name}
+        assert len(result.validation.values("speaker_id")) == 1
+    here = rows(tess() + [clip("solo", "a", emotion) for emotion in EMOTIONS])  # no corpus with three speakers
+    assert len(split(here, LabelSet(), config).validation.values("speaker_id")) == 1
 
 
 def test_leave_one_corpus_out_keeps_the_labels_of_both_sides():
-    rows = table(ravdess() + crema_d() + savee())
+    here = rows(ravdess() + crema_d() + savee())
     protocol = "leave-one-corpus-out"
     for fold, (corpus, names) in enumerate(
         [
@@ -306,29 +313,29 @@ def test_leave_one_corpus_out_keeps_the_labels_of_both_sides():
             ("savee", [e for e in EMOTIONS if e != "calm"]),
         ]
     ):
-        result = split(rows, LabelSet(), SplitConfig(protocol, fold))
-        assert values(rows, result.test, "corpus") == {corpus}
-        assert corpus not in values(rows, np.concatenate([result.train, result.validation]), "corpus")
+        result = split(here, LabelSet(), SplitConfig(protocol, fold))
+        assert result.test.values("corpus") == {corpus}
+        assert corpus not in result.train.union(result.validation).values("corpus")
         assert result.labels.names == tuple(names)
-        assert values(rows, result.train, "emotion") == set(names)
-    merged = split(rows, parse_labels(["calm=neutral"]), SplitConfig(protocol, 1))
-    assert "calm" in values(rows, merged.test, "emotion") and merged.labels.index("calm") == 0
+        assert result.train.values("emotion") == set(names)
+    merged = split(here, parse_labels(["calm=neutral"]), SplitConfig(protocol, 1))
+    assert "calm" in merged.test.values("emotion") and merged.labels.index("calm") == 0
     twice = [clip(corpus, "a", e, sha="same") for corpus, e in (("crema_d", "calm"), ("ravdess", "surprised"))]
-    spoiled = split(table(ravdess() + crema_d() + twice), LabelSet(), SplitConfig(protocol))
+    spoiled = split(rows(ravdess() + crema_d() + twice), LabelSet(), SplitConfig(protocol))
     assert spoiled.labels.names == SIX  # the only calm clip of CREMA-D is in doubt
-    strangers = table([*[clip("x", s, "sad") for s in "abc"], *[clip("y", s, "happy") for s in "abc"]])
+    strangers = rows([*[clip("x", s, "sad") for s in "abc"], *[clip("y", s, "happy") for s in "abc"]])
     with pytest.raises(UserError, match="two labels"):
         split(strangers, LabelSet(), SplitConfig(protocol))
 
 
 def test_text_independent_shares_speakers_but_no_sentence():
-    rows = table(ravdess() + crema_d() + [clip("other", "a")])
-    result = split(rows, LabelSet(), SplitConfig("text-independent"))
-    assert len({name for name in values(rows, result.test, "sentence_id") if "ravdess" in name}) == 1
-    assert len({name for name in values(rows, result.train, "sentence_id") if "ravdess" in name}) == 1
+    here = rows(ravdess() + crema_d() + [clip("other", "a")])
+    result = split(here, LabelSet(), SplitConfig("text-independent"))
+    assert len({name for name in result.test.values("sentence_id") if "ravdess" in name}) == 1
+    assert len({name for name in result.train.values("sentence_id") if "ravdess" in name}) == 1
     assert result.excluded["unknown sentence"] == 3
     assert "speakers are shared" in result.description
-    report = check(rows, result, "text-independent")
+    report = check_leaks(result, "text-independent")
     assert report["train_test"]["speakers"] > 0 and report["train_test"]["sentences"] == 0
 
 
@@ -340,40 +347,41 @@ def test_a_sentence_of_two_corpora_is_one_sentence():
         for t in "12345"
         for c in [clip(corpus, s, "sad", t)]
     ]
-    rows = table(clips)
+    here = rows(clips)
     for fold in range(5):
-        check(rows, split(rows, LabelSet(), SplitConfig("text-independent", fold)), "text-independent")
+        check_leaks(split(here, LabelSet(), SplitConfig("text-independent", fold)), "text-independent")
 
 
 def test_notebook_is_leaky_and_says_so():
-    rows = table(crema_d())
-    result = split(rows, LabelSet(), SplitConfig("notebook"))
-    assert len(result.test) == pytest.approx(0.2 * rows.num_rows, abs=1)
-    assert len(result.validation) == pytest.approx(0.08 * rows.num_rows, abs=1)
-    assert values(rows, result.test, "augmentation") == set(AUGMENTATIONS)
-    report = check(rows, result, "notebook")
+    here = rows(crema_d())
+    result = split(here, LabelSet(), SplitConfig("notebook"))
+    assert len(result.test) == pytest.approx(0.2 * len(here), abs=1)
+    assert len(result.validation) == pytest.approx(0.08 * len(here), abs=1)
+    assert result.test.values("augmentation") == set(AUGMENTATIONS)
+    report = check_leaks(result, "notebook")
     assert report["leaky"] is True and report["forbidden"] == [] and "LEAKY" in result.description
-    tested = values(rows, result.test, "utterance_id")
+    tested = result.test.values("utterance_id")
     assert report["train_test"]["utterances"] > 0.8 * len(tested)
-    everywhere = [i for fold in range(5) for i in split(rows, LabelSet(), SplitConfig("notebook", fold)).test]
-    assert sorted(everywhere) == list(range(rows.num_rows))
+    everywhere = [i for fold in range(5) for i in split(here, LabelSet(), SplitConfig("notebook", fold)).test.index_N]
+    assert sorted(everywhere) == list(range(len(here)))
 
 
 def test_conflicting_and_unlabelled_clips_are_left_out_and_counted():
     clips = savee() + [clip("savee", "dc", e, "9", sha="same") for e in ("happy", "sad")]
-    rows = table(clips)
-    result = split(rows, parse_labels(["six"]), SplitConfig())
+    here = rows(clips)
+    result = split(here, parse_labels(["six"]), SplitConfig())
     assert result.excluded["same audio under several emotions"] == 2 * 3
     assert result.excluded["emotion not among the labels"] == 4 * 3 * 3  # surprised
-    assert "same" not in values(rows, np.concatenate(parts(result)), "sha256")
+    assert "same" not in result.train.union(result.validation).union(result.test).values("sha256")
 
 
-def leaky_split(train, validation, test):
-    return Split(*(np.array(part, np.int64) for part in (train, validation, test)), LabelSet(), "", {})
+def leaky_split(whole, *roles):
+    """Train, validate and test on rows that stand at given places of a table."""
+    return Split(*(rows_of(whole.take(pa.array(part, pa.int64()))) for part in roles), LabelSet(), "", {})
 
 
 def test_leaks_are_counted_from_the_rows():
-    rows = table(
+    here = table(
         [
             clip("x", "a", "sad", "1"),
             clip("x", "a", "happy", "2"),
@@ -381,7 +389,7 @@ def test_leaks_are_counted_from_the_rows():
             *[clip("x", s) for s in "cd"],
         ]
     )
-    found = leaks(rows, leaky_split([0, 9], [6, 12], [1, 3]))  # augmentations of clip i stand at 3i, 3i+1, 3i+2
+    found = count_leaks(leaky_split(here, [0, 9], [6, 12], [1, 3]))  # augmentations of clip i stand at 3i, 3i+1, 3i+2
     assert found == {
         "train_validation": {"speakers": 0, "hashes": 0, "utterances": 0, "sentences": 1},
         "train_test": {"speakers": 1, "hashes": 1, "utterances": 1, "sentences": 1},
@@ -401,23 +409,23 @@ def test_leaks_are_counted_from_the_rows():
 )
 @pytest.mark.parametrize("roles", [([0], [2], [1]), ([0], [1], [2]), ([2], [0], [1])])
 def test_a_forbidden_leak_is_an_error(protocol, kind, second, roles):
-    rows = table([clip("x", "a", "sad", "1"), second, clip("x", "z", "sad", "9")], ["none"])
+    here = table([clip("x", "a", "sad", "1"), second, clip("x", "z", "sad", "9")], ["none"])
     forbidden = {"notebook": "", "text-independent": "sentences hashes utterances"}.get(
         protocol, "speakers hashes utterances"
     )
     if kind in forbidden.split():
         with pytest.raises(UserError, match=f"share 1 {kind}"):
-            check(rows, leaky_split(*roles), protocol)
+            check_leaks(leaky_split(here, *roles), protocol)
     else:
-        assert sum(pair[kind] for pair in leaks(rows, leaky_split(*roles)).values()) == 1
-        check(rows, leaky_split(*roles), protocol)
+        assert sum(pair[kind] for pair in count_leaks(leaky_split(here, *roles)).values()) == 1
+        check_leaks(leaky_split(here, *roles), protocol)
 
 
 def test_the_same_audio_under_two_speakers_is_caught():
     clips = [clip("x", s, "sad", str(t), sha=f"copy{t}") for s in "abcdef" for t in range(3)]
-    rows = table(clips)
+    here = rows(clips)
     with pytest.raises(UserError, match="share 3 hashes"):
-        check(rows, split(rows, LabelSet(), SplitConfig()), "speaker-independent")
+        check_leaks(split(here, LabelSet(), SplitConfig()), "speaker-independent")
 
 
 @pytest.mark.parametrize(
@@ -439,7 +447,7 @@ def test_the_same_audio_under_two_speakers_is_caught():
 )
 def test_what_is_missing_is_said_in_one_line(clips, config, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        split(table(clips), LabelSet(), config)
+        split(rows(clips), LabelSet(), config)
     assert "\n" not in str(error.value)
 
 
@@ -457,11 +465,11 @@ def test_the_real_ravdess_under_emobox():
         clip("ravdess", f[6], EMOTIONS[int(f[2]) - 1], f[4], take=stem, gender="male" if int(f[6]) % 2 else "female")
         for stem, f in zip(stems, fields, strict=True)
     ]
-    rows = table(clips)
+    here = rows(clips)
     sizes = []
     for fold, actors in enumerate(EMOBOX_RAVDESS):
-        result = split(rows, LabelSet(), SplitConfig("emobox", fold))
-        check(rows, result, "emobox")
-        assert values(rows, result.test, "speaker_id") == {f"ravdess_{actor:02d}" for actor in actors}
+        result = split(here, LabelSet(), SplitConfig("emobox", fold))
+        check_leaks(result, "emobox")
+        assert result.test.values("speaker_id") == {f"ravdess_{actor:02d}" for actor in actors}
         sizes.append([len(part) for part in parts(result)])
     assert sizes == [[16 * 60 * 3, 4 * 60, 4 * 60]] * 6

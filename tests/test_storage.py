@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from pyarrow.fs import FileType
 
@@ -47,3 +49,20 @@ def test_keys_in_an_address_are_refused_and_not_repeated():
         storage.normalize("s3://AKIAEXAMPLE:hush@bucket/corpora")
     assert "hush" not in str(error.value) and "AKIA" not in str(error.value)
     assert storage.normalize("s3://bucket/a@b") == "s3://bucket/a@b"
+
+
+def test_jobs_on_one_folder_take_turns(tmp_path):
+    folder, waiting, inside = str(tmp_path / "store"), threading.Event(), threading.Event()
+
+    def second():
+        with storage.lock(folder, waiting.set):
+            inside.set()
+
+    with storage.lock(folder, pytest.fail):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(60) and not inside.is_set()
+    thread.join(60)
+    assert inside.is_set()
+    with storage.lock(folder, pytest.fail):
+        pass

@@ -5,45 +5,49 @@ import pyarrow as pa
 import pytest
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.arrays import decode_features, encode_features
+from ser_ray.features.log_mel import LogMel
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.summary import Summary
+from ser_ray.features.waveform import Waveform
+from ser_ray.speech.corpora import Manifest
 from ser_ray.speech.utterance import Reject, Utterance
-from ser_ray.store import store as stores
 from ser_ray.store.accounts import conflicts
-from ser_ray.store.store import FOUND, Store
+from ser_ray.store.place import find_store
+from ser_ray.store.rows import open_rows
 from ser_ray.store.shards import METADATA, row_schema
-from ser_ray.speech.audio import decode
-from ser_ray.speech.corpora.files import encode
-from ser_ray.store.store import feature_type  # GONE
+from ser_ray.store.store import FOUND, Store
 
-SUMMARY = FeatureConfig()
-SETTINGS = {"features": {"kind": "summary", "n_mels": 128}, "augmentations": ["none"], "seed": 0}
+FEATURES = Summary().arrow_type()
+RECIPE = FeaturizeConfig(augment=("none",))
 
 
-def rows(*names, config=SUMMARY, emotion="sad"):
+def rows(*names, emotion="sad"):
     facts = {"duration_s": 1.0, "sample_rate": 16000, "augmentation": "none", "emotion": emotion}
     values = {
         c: pa.array([facts.get(c, name) for name in names], row_schema(pa.null()).field(c).type) for c in METADATA
     }
-    features = encode([np.full(config.num_features, i, np.float32) for i in range(len(names))], feature_type(config))
-    return pa.table([*values.values(), features], schema=row_schema(feature_type(config)))
+    features = encode_features([np.full(FEATURES.list_size, i, np.float32) for i in range(len(names))], FEATURES)
+    return pa.table([*values.values(), features], schema=row_schema(FEATURES))
 
 
 @pytest.mark.parametrize(
     ("config", "shapes", "dtype"),
     [
-        (SUMMARY, [(162,), (162,)], np.float32),
-        (FeatureConfig.for_kind("log_mel"), [(3, 64), (5, 64), (1, 64)], np.float32),
-        (FeatureConfig.for_kind("waveform"), [(40,), (7,)], np.int16),
+        (Summary(), [(162,), (162,)], np.float32),
+        (LogMel(), [(3, 64), (5, 64), (1, 64)], np.float32),
+        (Waveform(), [(40,), (7,)], np.int16),
     ],
 )
 def test_features_survive_arrow(config, shapes, dtype):
     values = [np.random.default_rng(i).normal(0, 99, shape).astype(dtype) for i, shape in enumerate(shapes)]
-    column = pa.chunked_array([encode(values[:1], feature_type(config)), encode(values[1:], feature_type(config))])
-    assert column.type == feature_type(config)
-    flat, offsets = decode(column)
+    type_ = config.arrow_type()
+    column = pa.chunked_array([encode_features(values[:1], type_), encode_features(values[1:], type_)])
+    assert column.type == type_
+    flat, offsets = decode_features(column)
     for i, value in enumerate(values):
         np.testing.assert_array_equal(flat[offsets[i] : offsets[i + 1]].reshape(value.shape), value)
-    assert len(encode([], feature_type(config))) == 0
+    assert len(encode_features([], type_)) == 0
 
 
 def test_rows_come_back_sorted_whatever_the_shards(tmp_path):
@@ -52,18 +56,22 @@ def test_rows_come_back_sorted_whatever_the_shards(tmp_path):
     one.write_shard(rows("b"), [])
     two.write_shard(rows("b", "c"), [])
     two.write_shard(rows("a"), [])
-    assert one.rows().equals(two.rows())
-    assert one.rows().column("utterance_id").to_pylist() == ["a", "b", "c"]
-    assert one.rows(["utterance_id", "augmentation", "features"]).column("features").type == pa.list_(pa.float32(), 162)
+    assert one.table().equals(two.table())
+    assert one.table().column("utterance_id").to_pylist() == ["a", "b", "c"]
+    assert one.table(["utterance_id", "augmentation", "features"]).column("features").type == pa.list_(pa.float32(), 162)
 
 
 def test_some_rows_are_taken_in_the_order_asked_for(tmp_path):
     store, columns = Store(str(tmp_path)), ["utterance_id", "augmentation", "features"]
+    store.claim(RECIPE)
+    store.write_info({**store.info(), "complete": True})
     for names in ("ca", "bf", "ed"):
         store.write_shard(rows(*names), [])
     for indices in (np.array(places, int) for places in ([4, 0, 3], [5], [])):
-        some = store.take(indices, columns)
-        assert some.to_pylist() == store.rows(columns).take(indices).to_pylist()
+        chosen = open_rows(store).take(indices)
+        some = chosen.table(columns[:2]).append_column("features", chosen.features())
+        assert some.to_pylist() == store.table(columns).take(indices).to_pylist()
+        assert chosen.index_N.tolist() == indices.tolist()
     assert some.column_names == columns
 
 
@@ -71,7 +79,7 @@ def test_writing_a_shard_twice_changes_nothing(tmp_path):
     store = Store(str(tmp_path))
     for _ in range(2):
         store.write_shard(rows("a", "b"), [Reject("x.wav", "ravdess", "ravdess/x", "empty file")])
-    assert len(store.shards()) == 1 and store.rows().num_rows == 2
+    assert len(store.shards()) == 1 and store.table().num_rows == 2
     assert store.rejects() == [Reject("x.wav", "ravdess", "ravdess/x", "empty file")]
 
 
@@ -91,7 +99,7 @@ def test_a_folder_of_other_things_does_not_become_a_store(tmp_path):
     (tmp_path / "rejects").mkdir()
     (tmp_path / "rejects" / "letter.parquet").write_text("not ours")
     with pytest.raises(UserError, match="is no feature store but holds rejects; name an empty folder"):
-        Store(str(tmp_path)).claim(SETTINGS)
+        Store(str(tmp_path)).claim(RECIPE)
     assert (tmp_path / "rejects" / "letter.parquet").exists()
 
 
@@ -101,8 +109,8 @@ def test_keep_takes_out_what_vanished_and_what_is_broken(tmp_path):
     store.write_shard(rows("c"), [])
     (tmp_path / "shards" / "half.parquet").write_bytes(b"PAR1 half a shard")
     store.sweep()
-    assert store.keep({"a", "c", "z"}) == {"a", "c"}
-    assert store.rows().column("utterance_id").to_pylist() == ["a", "c"]
+    assert store.keep(dict.fromkeys("acz")) == {"a", "c"}
+    assert store.table().column("utterance_id").to_pylist() == ["a", "c"]
     assert len(store.shards()) == 2
 
 
@@ -110,8 +118,8 @@ def test_rows_standing_twice_after_a_crash_are_kept_once(tmp_path):
     store = Store(str(tmp_path))
     store.write_shard(rows("a", "b"), [])
     store.write_shard(rows("b"), [])
-    assert store.keep({"a", "b"}) == {"a", "b"}
-    assert store.rows().num_rows == 2
+    assert store.keep(dict.fromkeys("ab")) == {"a", "b"}
+    assert store.table().num_rows == 2
 
 
 def test_a_crash_while_rows_are_taken_out_loses_none(tmp_path):
@@ -128,13 +136,13 @@ def test_a_crash_while_rows_are_taken_out_loses_none(tmp_path):
     ):  # the rest of a shard was written, the shard still stands
         store.write_shard(rows(*names), [])
     wanted = set("bcfg")
-    assert store.keep(wanted) == wanted
-    assert store.rows().column("utterance_id").to_pylist() == sorted(wanted)
+    assert store.keep(dict.fromkeys(wanted)) == wanted
+    assert store.table().column("utterance_id").to_pylist() == sorted(wanted)
 
 
 def test_sweeping_takes_drafts_and_damage_and_nothing_else(tmp_path):
     store = Store(str(tmp_path))
-    store.claim(SETTINGS)
+    store.claim(RECIPE)
     shard = store.write_shard(rows("a"), [Reject("x.wav", "ravdess", "ravdess/x", "empty file")])
     store.write_plan([])
     whole = {path for path in tmp_path.rglob("*") if path.is_file()}
@@ -153,12 +161,12 @@ def test_sweeping_takes_drafts_and_damage_and_nothing_else(tmp_path):
 
 def test_a_store_of_other_settings_is_refused_by_name(tmp_path):
     store = Store(str(tmp_path))
-    store.claim(SETTINGS)
-    store.claim(SETTINGS)
-    other = {**SETTINGS, "features": {"kind": "summary", "n_mels": 64}}
+    store.claim(RECIPE)
+    store.claim(RECIPE)
+    other = FeaturizeConfig(Summary(n_mels=64), ("none",))
     with pytest.raises(UserError, match="n_mels: 128, wanted 64"):
         store.claim(other)
-    assert stores.fingerprint(SETTINGS) != stores.fingerprint(other)
+    assert RECIPE.fingerprint() != other.fingerprint()
 
 
 def test_something_else_in_its_place_is_not_a_store(tmp_path):
@@ -166,16 +174,17 @@ def test_something_else_in_its_place_is_not_a_store(tmp_path):
     with pytest.raises(UserError, match="not a feature store"):
         Store(str(tmp_path)).info()
     with pytest.raises(UserError, match="holds no rows"):
-        Store(str(tmp_path)).rows()
+        Store(str(tmp_path)).table()
 
 
 def test_the_default_place_depends_on_settings_and_roots(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    one = stores.default_root(SETTINGS, ["a", "b"])
-    assert one == stores.default_root(SETTINGS, ["b", "a/"])
-    assert (
-        len({one, stores.default_root(SETTINGS, ["a"]), stores.default_root({**SETTINGS, "seed": 1}, ["a", "b"])}) == 3
-    )
+    recipe, roots = FeaturizeConfig(), Manifest(["a", "b"])
+    one = find_store(recipe, roots)
+    assert one == find_store(recipe, Manifest(["b", "a/"]))
+    others = find_store(recipe, Manifest(["a"])), find_store(FeaturizeConfig(seed=1), roots)
+    assert len({one, *others}) == 3
+    assert find_store(RECIPE, roots) == find_store(FeaturizeConfig(augment=("none",), seed=1), roots)  # draws nothing
 
 
 def test_the_plan_survives(tmp_path):

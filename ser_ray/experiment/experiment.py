@@ -69,6 +69,7 @@ class Experiment:
         return {
             "store": info["fingerprint"],
             "clips_digest": info["clips_digest"],
+            "told": rows.told(),
             "corpus": self.corpus,
             "labels": self.labels,
             "members": self.members,
@@ -81,7 +82,7 @@ class Experiment:
 
 
 def choose_rows(rows: Rows, experiment: Experiment) -> Rows:
-    """Return the rows of the chosen corpora.
+    """Return the rows of a store that are of the chosen corpora.
 
     Raises:
         UserError: A corpus is not in the store, or its features are not those of the network.
@@ -92,11 +93,25 @@ def choose_rows(rows: Rows, experiment: Experiment) -> Rows:
             f"{rows.source.store.root} holds {kind} features and --model {network.name} takes {network.features}; "
             "leave out --store to have them made"
         )
+    return choose_corpora(rows, experiment.corpus, "in the store, which holds")
+
+
+def choose_corpora(rows: Rows, names: tuple[str, ...], where: str) -> Rows:
+    """Return the rows of some corpora, or all where none is named.
+
+    Args:
+        rows: Of any corpora.
+        names: Those to use.
+        where: Where they were looked for, for the refusal.
+
+    Raises:
+        UserError: There are no rows of a corpus.
+    """
     there = rows.values("corpus")
-    missing = [name for name in experiment.corpus if name not in there]
+    missing = [name for name in names if name not in there]
     if missing:
-        raise UserError(f"--corpus {missing[0]}: not in the store, which holds {', '.join(sorted(there))}")
-    return rows.take(rows.among("corpus", experiment.corpus or there))
+        raise UserError(f"--corpus {missing[0]}: not {where} {', '.join(sorted(there))}")
+    return rows.take(rows.among("corpus", names or there))
 
 
 def inner_splits(rows: Rows, experiment: Experiment, inner_folds: int) -> list[Split]:

@@ -14,6 +14,7 @@ from ser_ray.base.registry import registered_specs
 from ser_ray.base.settings import parse_flags, peek_flag, pick_config
 from ser_ray.base.workers import is_shared, plan_workers
 from ser_ray.experiment.experiment import Experiment
+from ser_ray.experiment.preflight import refuse_impossible
 from ser_ray.experiment.protocols import SplitConfig
 from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.features.spec import find_features
@@ -141,4 +142,5 @@ def open_store(wish: Wish) -> Store:
     manifest = find_and_connect(data, wish.verbose)
     if not is_shared():  # what this machine cannot train shall be refused now, not after featurizing
         plan_workers(wish.compute.num_workers, wish.compute.device)
+    refuse_impossible(manifest, wish.experiment, wish.recipe, wish.values["fold"] == "all")
     return featurize(manifest, wish.recipe, wish.store)

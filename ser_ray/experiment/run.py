@@ -14,6 +14,7 @@ from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment, choose_rows
 from ser_ray.experiment.splits import Split, check_leaks, split
+from ser_ray.features.spec import Features
 from ser_ray.model.calibration import fit_temperature
 from ser_ray.model.examples import Examples
 from ser_ray.model.files import load_model, save_model
@@ -111,8 +112,8 @@ def plan_run(
     """
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
     leaks = check_leaks(parts, experiment.split.protocol)
-    _refuse_untrained(parts)
-    start = _load_start(rows, experiment, parts) if experiment.start_from else None
+    refuse_untrained(parts)
+    start = load_start(experiment, rows.recipe.features, parts) if experiment.start_from else None
     folder.claim(experiment.identity(rows))
     speakers = Speakers(usual_speech(parts.train), known or {}) if experiment.speaker_norm else None
     several = experiment.members > 1
@@ -152,6 +153,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
         speaker_norm=experiment.speaker_norm,
         views=network.views,
         trained_on=tuple(sorted(trained_on.union(plan.start.trained_on if plan.start else ()))),
+        trained_clips=_join_clips(parts, plan.start),
     )
     model.temperature = _fit_temperature(model, parts, speakers)
     predictions = model.predict_rows(parts.test, speakers.known if speakers else None)
@@ -197,14 +199,27 @@ def _describe(experiment: Experiment, parts: Split) -> str:
     return f"{text} {TOLD}" if experiment.speaker_norm else text
 
 
+def _join_clips(parts: Split, start: Model | None) -> np.ndarray | None:
+    """Return the digests of all files that were trained or validated on; None where some are not known."""
+    clips = parts.train.union(parts.validation).digests()
+    if start is None:
+        return clips
+    return None if start.trained_clips is None else np.union1d(clips, start.trained_clips)
+
+
 def _fit_temperature(model: Model, parts: Split, speakers: Speakers | None) -> float:
     """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it."""
     examples = Examples.from_rows(parts.validation, model.labels, speakers)
     return fit_temperature(model.logits(examples, model.members[:1]).numpy(), examples.targets.numpy())
 
 
-def _load_start(rows: Rows, experiment: Experiment, parts: Split) -> Model:
+def load_start(experiment: Experiment, features: Features, parts: Split) -> Model:
     """Read the model that training starts from.
+
+    Args:
+        experiment: What is asked.
+        features: Of the rows.
+        parts: Who trains, validates and is tested; files may be unknown yet.
 
     Raises:
         UserError: It is another network, takes other features, or was trained on whom it must not.
@@ -215,7 +230,7 @@ def _load_start(rows: Rows, experiment: Experiment, parts: Split) -> Model:
     changed = changed or differences(
         asdict(start.network) | normed[0], asdict(experiment.network) | normed[1]
     )  # of the same network
-    changed = changed or differences(asdict(start.features), asdict(rows.recipe.features))
+    changed = changed or differences(asdict(start.features), asdict(features))
     if changed:
         raise UserError(f"--start-from {experiment.start_from} is another kind of network ({changed})")
     known = set(start.trained_on) & (parts.test.values("speaker_id") | parts.validation.values("speaker_id"))
@@ -224,11 +239,17 @@ def _load_start(rows: Rows, experiment: Experiment, parts: Split) -> Model:
             f"--start-from {experiment.start_from} was trained on {len(known)} of the speakers that are tested or "
             f"validate here, such as {min(known)}; start from one that has not heard them"
         )
+    for part in (parts.test, parts.validation):
+        if count := int(start.was_trained_on(part).sum()):
+            raise UserError(
+                f"--start-from {experiment.start_from} was trained on {count} of the clips that are tested or validate "
+                "here, under other names; start from one that has not heard them"
+            )
     return start
 
 
-def _refuse_untrained(parts: Split) -> None:
-    """Refuse to test emotions that no training clip has.
+def refuse_untrained(parts: Split) -> None:
+    """Refuse to train on less than two clips or emotions, and to test emotions that no training clip has.
 
     Raises:
         UserError: There is such an emotion; the message names it.
@@ -236,6 +257,13 @@ def _refuse_untrained(parts: Split) -> None:
     trained, tested = (
         {parts.labels.index(emotion) for emotion in part.values("emotion")} for part in (parts.train, parts.test)
     )
+    if len(parts.train) < 2:
+        raise UserError("one clip is left to train on: add clips of more speakers")
+    if len(trained) < 2:
+        (only,) = trained
+        raise UserError(
+            f"all training clips are {parts.labels.names[only]}: a classifier needs clips of two emotions or more"
+        )
     if missing := [parts.labels.names[i] for i in sorted(tested - trained)]:
         raise UserError(
             f"no training clip is {missing[0]}, which is tested; add clips of more speakers, or name other --labels"

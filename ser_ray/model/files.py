@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ser_ray.base import storage
@@ -24,6 +25,7 @@ from ser_ray.networks.spec import read_network, write_network
 from ser_ray.speech.emotions import LabelSet
 
 FORMAT = 3
+TRAINED_CLIPS = "trained_on.clips"  # name of the digests among the weights: there may be a million
 _OLDER = 2  # held `speaker_norm` among the network's settings, and speakers alone of what it was trained on
 
 
@@ -45,6 +47,8 @@ def save_model(model: Model, folder: str) -> None:
     for k, member in enumerate(model.members):
         prefix = f"members.{k}." if len(model.members) > 1 else ""
         weights |= {f"{prefix}{name}": tensor.contiguous() for name, tensor in member.state_dict().items()}
+    if model.trained_clips is not None:
+        weights[TRAINED_CLIPS] = torch.from_numpy(model.trained_clips)
     data = safetensors.torch.save(weights)
     storage.write(storage.join(folder, "model.safetensors"), lambda stream: stream.write(data))
     storage.write_text(storage.join(folder, "README.md"), _model_card(config))
@@ -72,6 +76,7 @@ def load_model(folder: str) -> Model:
         )
         with storage.open_read(storage.join(folder, "model.safetensors")) as stream:
             weights = safetensors.torch.load(stream.read())
+        clips = weights.pop(TRAINED_CLIPS, None)
         members = []
         for k in range(config["members"]):
             prefix = f"members.{k}." if config["members"] > 1 else ""
@@ -88,6 +93,7 @@ def load_model(folder: str) -> Model:
             tuple((float(speed), float(semitones)) for speed, semitones in config.get("views", ())),
             float(config["temperature"]),
             tuple(map(str, config["trained_on"]["speakers"])),
+            None if clips is None else clips.numpy(),
             dict(config["facts"]),
         )
     except UserError as error:

@@ -28,7 +28,7 @@ from ser_ray.model.views import Views
 from ser_ray.networks.spec import NetworkSpec
 from ser_ray.speech.audio import AudioError, Clip, decode
 from ser_ray.speech.emotions import LabelSet
-from ser_ray.store.rows import Rows
+from ser_ray.store.rows import Rows, digest_of
 
 PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]  # metadata that predictions carry along
 
@@ -47,6 +47,8 @@ class Model:
             answer clips as they are.
         temperature: Divides the logits, so that probabilities are honest; fitted on validation speakers.
         trained_on: Speakers in its training and validation; no honest test has them.
+        trained_clips: Digests of the files in its training and validation (`Rows.digests`), sorted; None for a model of
+            an older version, of whose files nothing is known.
         facts: Where it comes from: protocol, scores, notes, versions.
     """
 
@@ -58,12 +60,21 @@ class Model:
     views: tuple[tuple[float, float], ...] = ()
     temperature: float = 1.0
     trained_on: tuple[str, ...] = ()
+    trained_clips: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def made_speech(self) -> bool:
         """Whether it is known to have been trained or tested on made speech; of older models nothing is known."""
         return bool(self.facts.get("made_speech"))
+
+    def was_trained_on(self, rows: Rows) -> np.ndarray:
+        """Return a mask of rows whose files, by their content, were in training or validation."""
+        if self.trained_clips is None:
+            return np.zeros(len(rows), bool)
+        known = set(self.trained_clips.tolist())
+        contents = rows["sha256"].to_pylist()  # before clips are read it is no digest yet
+        return np.array([len(content) == 64 and digest_of(content) in known for content in contents], bool)
 
     def normalizer(self, known: dict[str, Known]) -> Speakers | None:
         """Return by what to normalize clips of speakers of whom something is known; None where it does without."""

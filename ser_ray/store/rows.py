@@ -8,6 +8,7 @@ Shape suffixes: N rows, R all rows of the store.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ from ser_ray.base.errors import UserError
 from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.store.shards import METADATA, decoded_bytes, read_shard
 from ser_ray.store.store import Store
+
+TOLD = ("corpus", "speaker_id", "gender", "emotion", "sentence_id", "channel")  # what splits and scores go by
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,24 @@ class Rows:
         folders = tuple(f"{folder}/" for folder in self.source.info.get("made_speech", ()))
         return bool(folders) and any(path.startswith(folders) for path in self["path"].to_pylist())
 
+    def digests(self) -> np.ndarray:
+        """Return the first 8 bytes of the SHA-256 of each row's file, each once, sorted, as int64.
+
+        They tell identical files, not copies in another format.
+        """
+        return np.array(sorted(map(digest_of, self.values("sha256"))), np.int64)
+
+    def told(self) -> dict[str, str]:
+        """Return a digest of each column that says who speaks what and how, by which people are split and scored."""
+        rows = self.take(self.among("augmentation", ["none"]))
+        names = rows["utterance_id"].to_pylist()
+        digests = {}
+        for column in TOLD:
+            pairs = zip(names, rows[column].to_pylist(), strict=True)
+            digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in pairs).encode())
+            digests[column] = digest.hexdigest()[:12]
+        return digests
+
     def places(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield each shard that holds any of these rows: its path, where they are in it, and where among these."""
         shard_N, place_N = self.source.shard_R[self.index_N], self.source.place_R[self.index_N]
@@ -153,6 +174,11 @@ def open_rows(store: Store) -> Rows:
     order_R = pc.sort_indices(table, [("utterance_id", "ascending"), ("augmentation", "ascending")]).to_numpy()
     source = Source(store, info, table.take(pa.array(order_R)), tuple(shards), shard_R[order_R], place_R[order_R])
     return Rows(source, np.arange(table.num_rows))
+
+
+def digest_of(sha256: str) -> int:
+    """Return the first 8 bytes of a SHA-256, given in hex digits, as a signed number."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)
 
 
 def rows_of(table: pa.Table) -> Rows:

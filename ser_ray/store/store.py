@@ -262,9 +262,12 @@ def differences(info: dict[str, Any], settings: dict[str, Any], without: Sequenc
         return {name: value}
 
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they do on disk
+    told, wanted = info.get("told", {}), settings.pop("told", {})
+    moved = [name for name in wanted if told.get(name, wanted[name]) != wanted[name]]
     have, want = flat({key: info.get(key) for key in settings}, ""), flat(settings, "")
     changed = sorted(key for key in (have.keys() | want.keys()) - {*without} if have.get(key) != want.get(key))
-    return "; ".join(f"{key}: {have.get(key)}, wanted {want.get(key)}" for key in changed)
+    texts = [f"{name.removesuffix('_id')} of clips: corrected since" for name in moved]
+    return "; ".join([*texts, *(f"{key}: {have.get(key)}, wanted {want.get(key)}" for key in changed)])
 
 
 def _described(rows: pa.Table, records: Mapping[str, Utterance | None]) -> pa.Table:

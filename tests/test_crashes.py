@@ -1,27 +1,7 @@
-import threading
-
 import pytest
 
 from ser_ray.base.errors import UserError
 from ser_ray.store.crashes import MAX_DEATHS_OF_CLIP, MAX_DEATHS_OF_TASK, Attempts
-from ser_ray.base.storage import lock
-
-
-def test_jobs_on_one_folder_take_turns(tmp_path):
-    folder, waiting, inside = str(tmp_path / "store"), threading.Event(), threading.Event()
-
-    def second():
-        with lock(folder, waiting.set):
-            inside.set()
-
-    with lock(folder, pytest.fail):
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert waiting.wait(60) and not inside.is_set()
-    thread.join(60)
-    assert inside.is_set()
-    with lock(folder, pytest.fail):
-        pass
 
 
 def test_a_task_that_comes_back_leaves_no_note(tmp_path):

@@ -34,13 +34,13 @@ class Flags:
         net: Has its own flags.
         seed: Of everything.
         config: A file.
-        kind: Of features.
+        features: Which kind.
     """
 
     net: Net = Net()
     seed: int = 1
     config: str | None = None
-    kind: str = "summary"
+    features: str = "summary"
 
 
 def parse(*argv):
@@ -50,7 +50,7 @@ def parse(*argv):
 def test_flags_are_flat_and_shared_fields_stand_once():
     values = parse("--width", "3", "--names", "a", "b", "--features", "log_mel")
     assert values == {
-        **{"seed": 1, "config": None, "kind": "log_mel"},
+        **{"seed": 1, "config": None, "features": "log_mel"},
         **{"width": 3, "rate": 0.1, "names": ("a", "b")},
     }
     assert pick_config(Flags, {**values, "rate": 1.0}) == Flags(Net(3, 1.0, 1, ("a", "b")), 1, None, "log_mel")
@@ -92,7 +92,7 @@ def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "Step size, per step." in text and "Of features." in text and "0.1" in text
+    assert "Step size, per step." in text and "Which kind." in text and "0.1" in text
 
 
 def test_a_users_mistake_is_one_line_and_code_2(capsys):
