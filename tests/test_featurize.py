@@ -25,6 +25,7 @@ from local_cluster import LocalCluster
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.features.settings import FeatureConfig, FeaturizeConfig
+from ser_ray.speech.audio import NOTES
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.utterance import Reject, Utterance
 from ser_ray.store import pipeline as room
@@ -244,7 +245,8 @@ def test_a_fault_of_ours_is_a_reject_that_says_so(made, tmp_path, monkeypatch):
     monkeypatch.setattr("ser_ray.features.kernels.spectra.Featurizer.clip_rows", lambda *arguments: 1 / 0)
     store, clips = Store(str(tmp_path)), discover(made).utterances[:2]
     store.claim(FeaturizeConfig().settings())
-    assert writer_of(store, clips) == {"clips": 2, "rejected": 2, "slid": 0, "cut": 0, "error": ""}
+    none = dict.fromkeys(NOTES, 0)
+    assert writer_of(store, clips) == {"clips": 2, "rejected": 2, "notes": none, "cut": 0, "error": ""}
     assert store.rejects()[0].reason == "internal error: ZeroDivisionError: division by zero; please report it"
     manifest = discover(made)
     with pytest.raises(UserError, match=r"none of the clips could be read, the first because: .*ZeroDivisionError"):
@@ -399,6 +401,7 @@ import sys
 from ser_ray.base.settings import run_job
 from ser_ray.store import pipeline as room
 from ser_ray.base.cluster import connect
+from ser_ray.speech.audio import NOTES
 from ser_ray.speech.corpora import discover
 from ser_ray.features.settings import FeaturizeConfig
 

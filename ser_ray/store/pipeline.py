@@ -23,6 +23,7 @@ from ser_ray.base.cluster import await_resource, connect, count_resources
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.settings import FeaturizeConfig
+from ser_ray.speech.audio import NOTES
 from ser_ray.speech.corpora import Manifest, audit, discover
 from ser_ray.speech.utterance import Utterance, to_table
 from ser_ray.store.accounts import settle
@@ -145,14 +146,15 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     else:
         outcomes = tasks.map_batches(partial(write_in_task, arguments=arguments), **how)
     pa.default_memory_pool().release_unused()  # it keeps what plan and blocks took, which a long job never needs again
-    rejected = slid = cut = 0
+    rejected = cut = 0
     nodes: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     with track("Featurizing", len(todo)) as progress, closing(_each_row(outcomes)) as each:
         for outcome in each:
             if outcome["error"]:
                 raise UserError(outcome["error"])
             rejected += outcome["rejected"]
-            slid += outcome["slid"]
+            notes.update(outcome["notes"])
             cut += outcome["cut"]
             nodes[outcome["node"]] += outcome["clips"]
             progress.advance(outcome["clips"], f"{rejected} rejected" if rejected else "")
@@ -167,8 +169,9 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     window_s = config.features.duration_s
     if cut and config.features.kind != "summary":  # whose recipe takes 2.5 s of each clip
         say(f"Longer than the window of {window_s:g} s: {cut} clips; only so much of them is used (--duration-s)")
-    if slid:
-        say(f"Too short for a window from {config.features.offset_s:g} s: {slid} clips; theirs begins earlier")
+    for kind, count in notes.items():
+        if count:
+            say(f"{kind.capitalize()}: {count} clips; {NOTES[kind]}")
 
 
 def _each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ import ray
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.features.settings import FeatureConfig, FeaturizeConfig, draw_banks
-from ser_ray.speech.audio import AudioError, Clip, decode
+from ser_ray.speech.audio import NOTES, AudioError, Clip, count_notes, decode
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
 from ser_ray.store.store import METADATA, Store, encode, feature_type, name_clips, row_schema
@@ -73,14 +73,20 @@ class ShardWriter:
         """Featurize some clips and write their shard.
 
         Returns:
-            The numbers of `clips`, of those `rejected`, of windows that `slid` back and of clips that were `cut` at the
-            window's end, and the `error` that stopped the task, or an empty text.
+            The numbers of `clips`, of those `rejected`, of those that bear `notes` of each kind and of those that were
+            `cut` at the window's end, and the `error` that stopped the task, or an empty text.
         """
-        outcome = {"clips": len(clips), "rejected": 0, "slid": 0, "cut": 0, "error": self.problem}
+        outcome = {
+            "clips": len(clips),
+            "rejected": 0,
+            "notes": dict.fromkeys(NOTES, 0),
+            "cut": 0,
+            "error": self.problem,
+        }
         if self.problem:
             return outcome
         try:
-            rejects, outcome["slid"], outcome["cut"] = self._write(clips)
+            rejects, outcome["notes"], outcome["cut"] = self._write(clips)
             outcome["rejected"] = len(rejects)
         except UserError as error:
             outcome["error"] = str(error)
@@ -88,12 +94,12 @@ class ShardWriter:
             outcome["error"] = unusable(self.store, error)
         return outcome
 
-    def _write(self, clips: list[Utterance]) -> tuple[list[Reject], int, int]:
-        """Write the shard of some clips; return rejects and the numbers of windows that slid back and of clips cut."""
+    def _write(self, clips: list[Utterance]) -> tuple[list[Reject], dict[str, int], int]:
+        """Write the shard of some clips; return rejects, the number of notes of each kind, and that of clips cut."""
         attempts = Attempts(self.store.attempts_path(clips))
         columns: dict[str, list[Any]] = {name: [] for name in METADATA}
         kept = Kept()
-        rejects, slid, cut = [], 0, 0
+        rejects, notes, cut = [], [], 0
         offset_s, duration_s = self.config.features.offset_s, self.config.features.duration_s
         for utterance in clips:
             if not attempts.take(utterance.utterance_id):
@@ -107,7 +113,7 @@ class ShardWriter:
             except Exception as error:  # whatever is wrong with a clip, it costs that clip only
                 rejects.append(Reject(utterance.path, utterance.corpus, utterance.utterance_id, _reason(error)))
                 continue
-            slid += bool(clip.note)
+            notes += clip.notes
             cut += duration_s is not None and clip.duration_s > offset_s + duration_s
             facts = {"sha256": digest, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
             for augmentation, values in zip(self.config.augment, features, strict=True):
@@ -122,7 +128,7 @@ class ShardWriter:
             self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
         self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects, name)
         attempts.end()
-        return rejects, slid, cut
+        return rejects, count_notes(notes), cut
 
 
 class Kept:
