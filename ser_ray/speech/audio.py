@@ -39,7 +39,7 @@ _MAX_LOST_S = 0.01  # a header that promises so much more than is there is no si
 _MAX_HOT = 64.0  # 36 dB above full scale; a louder float file is at the scale of integers
 _INTEGER_SCALE = 32_768
 _MAX_PEAK = 1e6  # full scale is 1
-_MAX_CANCELLED = 0.01  # of the loudest channel's range; the mean of 64 channels, one of them heard, keeps more
+_MAX_CANCELLED = 0.01  # of the louder channel's range; a mean of two that has no more is what cancelling left
 _BLOCK = 1 << 20  # samples of all channels together that are decoded at once
 _MAGIC = (b"RIFF", b"RIFX", b"FORM", b"fLaC", b"OggS", b"ID3")
 
@@ -250,8 +250,8 @@ def _latest(recording: _Recording) -> int:
 def _read_mono(recording: _Recording, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
     """Average the channels, or take the first that has sound where they cancel; return samples and a note of that.
 
-    Channels cancel where their mean is nothing beside the loudest of them: one is the other inverted, as where the two
-    wires of a balanced line were taken for two channels.
+    Two channels cancel where their mean is nothing beside the louder: one is the other inverted, as where the two wires
+    of a balanced line were taken for two channels. More channels do where their mean is silent to the last bit.
     """
     parts, lows, highs = [np.zeros(0, np.float32)], [], []
     for _, part_TC in recording.blocks(start, stop):
@@ -266,7 +266,8 @@ def _read_mono(recording: _Recording, start: int, stop: int) -> tuple[np.ndarray
         return waveform_T, []
     range_C = np.max(highs, axis=0) - np.min(lows, axis=0)
     audible = _MAX_CANCELLED * float(range_C.max())
-    if not 0 < audible < math.inf or not waveform_T.max() - waveform_T.min() <= audible:
+    left = waveform_T.max() - waveform_T.min()
+    if not 0 < audible < math.inf or not left <= (audible if recording.n_channels == 2 else 0):
         return waveform_T, []
     channel = int(np.argmax(range_C > audible))
     first_T = np.concatenate([part_TC[:, channel] for _, part_TC in recording.blocks(start, stop)])

@@ -223,12 +223,7 @@ def _each_chunk(file: BinaryIO, dialect: _Dialect, position: int) -> Iterator[_C
         yield _Chunk(header[:4], position + dialect.name, position + length, size)
         if not 0 <= size < _UNKNOWN_SIZE[8]:
             return
-        position += length + size
-        if dialect.align == 2 and size % 2:  # some writers forget the zero that makes it even
-            file.seek(position)
-            position += file.read(1) == b"\0"
-        elif dialect.align > 2:
-            position += -size % dialect.align
+        position += length + size + -size % dialect.align
 
 
 def _find_samples(file: BinaryIO, dialect: _Dialect, start: int) -> tuple[_Chunk | None, str]:
@@ -259,7 +254,8 @@ def _measure(file: BinaryIO, dialect: _Dialect, data: _Chunk, end: int, layout: 
     width = struct.calcsize(form)
     present = max(0, end - data.body)
     unknown = not 0 <= data.size < _UNKNOWN_SIZE[width]
-    empty = data.size <= dialect.ahead < present and not _is_chain(file, dialect, data.body + data.size, end)
+    empty = not unknown and data.size <= dialect.ahead < present
+    empty = empty and not _is_chain(file, dialect, data.body + data.size, end)
     if not empty and not unknown and data.size <= present:
         return layout
     counted = present + (dialect.name + width if dialect.counts_header else 0)
