@@ -161,6 +161,20 @@ def test_many_rejects_are_told_by_kind(tmp_path, capsys):
     assert len(store.rejects()) == 4 and said.count("Rejected:") == 3
 
 
+def test_what_was_done_to_clips_is_told_by_kind(tmp_path, capsys):
+    corpus = tmp_path / "AudioWAV"
+    write_clips(corpus, NAMES[:3])  # 1 s, so that half a second is left behind the summary's offset of 0.6 s
+    for name in NAMES[:2]:
+        data = bytearray((corpus / name).read_bytes())
+        data[40:44] = bytes(4)
+        (corpus / name).write_bytes(data)
+    featurize(discover([str(tmp_path)]), FeaturizeConfig(augment=("none",)), str(tmp_path / "store"))
+    said = capsys.readouterr().out
+    assert "Length never written: 2 clips; they are read to the end of their file\n" in said
+    assert "Window slid back: 3 clips; they are too short for a window where it should begin\n" in said
+    assert "cancel" not in said
+
+
 def test_rejects_stand_until_their_file_changes_or_can_be_read(tmp_path, monkeypatch):
     corpus, config = tmp_path / "AudioWAV", FeaturizeConfig(augment=("none",))
     write_clips(corpus, NAMES)
