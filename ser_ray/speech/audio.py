@@ -253,24 +253,28 @@ def _read_mono(recording: _Recording, start: int, stop: int) -> tuple[np.ndarray
     Two channels cancel where their mean is nothing beside the louder: one is the other inverted, as where the two wires
     of a balanced line were taken for two channels. More channels do where their mean is silent to the last bit.
     """
-    parts, lows, highs = [np.zeros(0, np.float32)], [], []
+    parts, extremes = [np.zeros(0, np.float32)], []
     for _, part_TC in recording.blocks(start, stop):
         if recording.n_channels == 1:
             parts.append(part_TC[:, 0])
-            continue
-        parts.append(part_TC.mean(axis=1))
-        lows.append(part_TC.min(axis=0))
-        highs.append(part_TC.max(axis=0))
+        else:
+            parts.append(part_TC.mean(axis=1))
+            extremes += [part_TC.min(), part_TC.max()]
     waveform_T = parts[-1] if len(parts) == 2 else np.concatenate(parts)
-    if not lows:
+    if not extremes:
         return waveform_T, []
-    range_C = np.max(highs, axis=0) - np.min(lows, axis=0)
-    audible = _MAX_CANCELLED * float(range_C.max())
-    left = waveform_T.max() - waveform_T.min()
-    if not 0 < audible < math.inf or not left <= (audible if recording.n_channels == 2 else 0):
+    share = _MAX_CANCELLED if recording.n_channels == 2 else 0
+    left = float(waveform_T.max()) - float(waveform_T.min())
+    if not left <= share * (
+        float(max(extremes)) - float(min(extremes))
+    ):  # no channel's range is larger than that of all
         return waveform_T, []
-    channel = int(np.argmax(range_C > audible))
-    first_T = np.concatenate([part_TC[:, channel] for _, part_TC in recording.blocks(start, stop)])
+    parts = [part_TC for _, part_TC in recording.blocks(start, stop)]
+    range_C = np.ptp(np.concatenate(parts), axis=0)
+    if not left <= share * range_C.max() or not range_C.any():
+        return waveform_T, []
+    channel = int(np.argmax(range_C > _MAX_CANCELLED * range_C.max()))
+    first_T = np.concatenate([part_TC[:, channel] for part_TC in parts])
     return first_T, [f"{CANCEL}: their mean is silence, so channel {channel + 1} is used"]
 
 
