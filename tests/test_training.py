@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,46 +9,56 @@ import pytest
 import torch
 from local_cluster import descendants
 
-from ser_ray.base.workers import Workers, plan_workers
 from ser_ray.base.errors import UserError
+from ser_ray.base.workers import Workers, plan_workers
 from ser_ray.experiment.protocols import SplitConfig
 from ser_ray.experiment.splits import split
-from ser_ray.features.settings import FeatureConfig  # GONE
-from ser_ray.model.examples import COLUMNS, Examples
-from ser_ray.networks.models import ModelConfig, build  # GONE
+from ser_ray.features.arrays import shape_of
+from ser_ray.model.examples import Examples
+from ser_ray.model.speakers import Speakers, listen
+from ser_ray.networks.cnn1d import Cnn1dSpec
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.speech.emotions import LabelSet
-from ser_ray.training import worker_rows as training_data
-from ser_ray.training.fit import CXX
-from ser_ray.training.fit import fit  # GONE
+from ser_ray.store.rows import open_rows
+from ser_ray.training import fit, worker_rows
 from ser_ray.training.frames import FrameAugment
-from ser_ray.training.settings import FrameAugmentConfig
 from ser_ray.training.learner import Learner
-from ser_ray.training.settings import TrainConfig
-from ser_ray.training.worker_rows import corpora_of, speakers_of  # GONE
-from ser_ray.training.worker_rows import stream_rows
+from ser_ray.training.loop import Work
+from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
+from ser_ray.training.task import Method, Place, Task
+
+HERE = Workers(1, False, {"CPU": 4})
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def train(store, root, on_epoch=lambda epoch: None, seen=None, in_process=False, **settings):
-    config = TrainConfig(**{"num_workers": "1", **settings})
-    parts = split(store.rows(), LabelSet(), SplitConfig())
-    seen = [] if seen is None else seen
+@pytest.fixture(autouse=True)
+def threads():
+    """Training in this process sets how many threads it has."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_task(store, root, fold=0, network=None, **settings):
+    rows, network = open_rows(store), network or Cnn1dSpec()
+    parts = split(rows, LabelSet(), SplitConfig(fold=fold))
+    changes = FrameAugmentConfig() if network.changes_frames else None
+    method = Method(network, rows.recipe.features, parts.labels, TrainConfig.usual(network, **settings), changes)
+    return Task(method, parts.train, parts.validation, str(root))
+
+
+def train(store, root, on_epoch=lambda epoch: None, seen=None, in_process=False, compute=None, **settings):
+    seen, shared = [] if seen is None else seen, None
 
     def note(epoch):
         seen.append(epoch["epoch"])
         on_epoch(epoch)
 
-    what = store, parts, LabelSet(), ModelConfig("cnn1d"), config, FrameAugmentConfig(), str(root), note
     if in_process:
-        shared = training_data.share_rows(store, np.arange(store.rows().num_rows), LabelSet())
-        threads = torch.get_num_threads()
-        try:
-            fitted = fit(*what, shared=shared, here=Workers(1, False, {"CPU": 4}))
-        finally:
-            torch.set_num_threads(threads)
-    else:
-        fitted = fit(*what)
+        shared = worker_rows.share_rows(open_rows(store), LabelSet())
+    place = Place(Compute(**{"num_workers": "1", **(compute or {})}), here=HERE if in_process else None)
+    fitted = fit.train(make_task(store, root, **settings), place, note, shared)
     epochs = [epoch["epoch"] for epoch in fitted.history]
     assert list(dict.fromkeys(seen)) == epochs[len(epochs) - len(set(seen)) :]
     return fitted
@@ -117,51 +128,65 @@ def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
 
 @pytest.mark.parametrize(
     "network",
-    [ModelConfig("cnn1d"), ModelConfig(width=4), ModelConfig(width=4, speaker_norm=True)],
-    ids=lambda config: f"{config.model}-{config.speaker_norm}",
+    [(Cnn1dSpec(), False), (LogMelResNetSpec(width=4), False), (LogMelResNetSpec(width=4), True)],
+    ids=lambda network: f"{network[0].name}-{network[1]}",
 )
-def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames, network):
+def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames, network, tmp_path):
     """In the order of the shards, without shuffling; the statistics that standardize them agree too."""
-    store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[network.model]
-    parts, corpora = split(store.rows(), LabelSet(), SplitConfig()), corpora_of(store)
-    rows = store.rows(COLUMNS).take(parts.train)
-    speakers = speakers_of(store, network, parts.train, np.arange(store.rows().num_rows))
-    in_memory = Examples.from_rows(rows, LabelSet(), corpora, speakers)
-    dataset = stream_rows(store, parts.train, shuffle=False)
-    names = [(row["utterance_id"], row["augmentation"]) for row in dataset.iter_rows()]
-    wanted = list(zip(rows["utterance_id"].to_pylist(), rows["augmentation"].to_pylist(), strict=True))
-    assert sorted(names) == sorted(wanted) and len(names) > 16
+    spec, speaker_norm = network
+    store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[spec.name]
+    task = make_task(store, tmp_path, network=spec, batch_size=16)
+    rows, method = task.train, task.method
+    speakers = None
+    if speaker_norm:
+        speakers = Speakers(worker_rows.usual_speech(rows), listen(open_rows(store)))
+    in_memory = Examples.from_rows(rows, LabelSet(), speakers)
+    dataset = worker_rows.stream_rows(worker_rows.find_places(rows), shuffle=False)
+
+    def names_of(table):
+        """Clips and their features, which tell a clip from its changed copies."""
+        features = (np.array(values, np.float32).tobytes() for values in table["features"].to_pylist())
+        return list(zip(table["utterance_id"].to_pylist(), features, strict=True))
+
+    streamed = dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow")
+    names = [name for table in streamed for name in names_of(table)]
+    wanted = names_of(rows.table(["utterance_id"]).append_column("features", rows.features()))
+    assert sorted(names) == sorted(wanted) and len(names) > 16 and len(set(names)) == len(names)
     order = torch.tensor([wanted.index(name) for name in names])
     batches = -(-len(order) // 16)
-    features, config = FeatureConfig(**store.info()["features"]), TrainConfig.for_model(network.model, batch_size=16)
-    counts = torch.zeros(len(corpora), 8, dtype=torch.long)
+    counts = torch.zeros(len(rows.corpora), 8, dtype=torch.long)
     counts.index_put_((in_memory.groups, in_memory.targets), torch.tensor(1), accumulate=True)
+    assert torch.equal(torch.from_numpy(task.counts()), counts)
+    work = Work(
+        **{"method": method, "train": None, "validation": np.zeros(0, np.int64), "counts": task.counts()},
+        **{"corpora": rows.corpora, "statistics": None, "speakers": speakers, "start": None, "threads": 1},
+        **{"compile": False, "should_stop": None},
+    )
 
     def losses(source):
         torch.manual_seed(0)
-        model = build(network, features.num_features, 8)
-        model.standardize.set(*training_data.statistics(store, parts.train))
+        model = spec.build(shape_of(method.features.arrow_type()), 8)
+        model.standardize.set(*worker_rows.measure_rows(rows))
         augment = None
-        if features.kind == "log_mel":
-            augment = FrameAugment(FrameAugmentConfig(), features, model.standardize.mean_F.clone(), 0)
-        learner = Learner(model, config, counts, augment, 0.2 if augment else 0.0)
+        if method.changes:
+            augment = FrameAugment(method.changes, method.features, model.standardize.mean_F.clone(), 0)
+        learner = Learner(model, method.config, counts, augment)
         return [learner.train_epoch(epoch, source(), batches) for epoch in (1, 2, 3)]
 
     there = losses(lambda: ((in_memory, index) for index in order.tensor_split(batches)))
 
     def buffers():
-        return dataset.iterator().iter_batches(batch_size=training_data.BUFFER, batch_format="pyarrow")
+        return dataset.iterator().iter_batches(batch_size=worker_rows.BUFFER, batch_format="pyarrow")
 
-    what = LabelSet(), corpora, 16, torch.device("cpu"), None, speakers
-    streamed = losses(lambda: training_data.batches(buffers(), *what))
+    streamed = losses(lambda: worker_rows.stream_batches(buffers(), work, torch.device("cpu")))
     assert streamed == pytest.approx(there, rel=1e-6)
-    mean_F, std_F = training_data.statistics(store, parts.train)
+    mean_F, std_F = worker_rows.measure_rows(rows)
     values = Examples.from_rows(rows, LabelSet()).values.double()
     assert torch.allclose(mean_F, values.mean(0), atol=1e-6) and torch.allclose(std_F, values.std(0, correction=0))
 
 
 def test_rows_beyond_the_memory_budget_are_streamed(made_store, tmp_path, capsys):
-    fitted = train(made_store, tmp_path, epochs=2, memory_gb=0.0, num_workers="2")
+    fitted = train(made_store, tmp_path, epochs=2, compute={"memory_gb": 0.0, "num_workers": "2"})
     assert "more than --memory-gb, so they are streamed" in capsys.readouterr().out
     assert len(fitted.history) == 2 and fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
 
@@ -179,14 +204,14 @@ def test_workers_fit_the_cluster():
             plan_workers(wish, device)
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", CXX)), reason="needs a C++ compiler")
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", fit.CXX)), reason="needs a C++ compiler")
 def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_path):
     plain, bf16, compiled = (
         train(made_store, tmp_path / name, epochs=2, **how)
         for name, how in (
             ("plain", {"in_process": True}),
             ("bf16", {"in_process": True, "precision": "bf16"}),
-            ("compiled", {"precision": "bf16", "compile": True}),
+            ("compiled", {"precision": "bf16", "compute": {"compile": True}}),
         )
     )
     for one, *others in zip(plain.history, bf16.history, compiled.history, strict=True):
@@ -199,4 +224,27 @@ def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_pa
 def test_compiling_without_a_compiler_is_refused(made_store, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
-        train(made_store, tmp_path, epochs=1, compile=True)
+        train(made_store, tmp_path, epochs=1, compute={"compile": True})
+
+
+@pytest.mark.parametrize("how", ["members", "folds", "here"])
+def test_several_that_train_on_shared_rows_end_as_each_alone(made_store, tmp_path, how):
+    tasks = []
+    for k in (0, 1):
+        task = make_task(made_store, tmp_path / f"{how}-{k}", fold=k if how == "folds" else 0, epochs=2, seed=3 + k)
+        if k and how != "folds":  # the second member learns from all, and nothing validates it
+            task = replace(task, train=task.rows, validation=task.validation.take(np.zeros(0, int)))
+        tasks.append(replace(task, names={"task": k}))
+    at_once, shared = (2 if how == "folds" else 1), None
+    place = Place(Compute("1"), share=at_once, here=HERE if how == "here" else None)
+    if how == "here":
+        shared = worker_rows.share_rows(tasks[0].rows.union(tasks[1].rows), LabelSet())
+    told = []
+    together = dict(fit.train_many(tasks, place, told.append, shared, at_once))
+    assert [sorted(epoch["epoch"] for epoch in told if epoch["task"] == k) for k in (0, 1)] == [[1, 2], [1, 2]]
+    for k, task in enumerate(tasks):
+        alone = fit.train(replace(task, root=f"{task.root}-alone"), place, told.append)
+        assert torch.equal(weights(together[k]), weights(alone)) and together[k].best_epoch == alone.best_epoch
+        for name in ("train_loss", "learning_rate", *(["validation_uar"] if len(task.validation) else [])):
+            assert [epoch[name] for epoch in together[k].history] == [epoch[name] for epoch in alone.history]
+    assert not torch.equal(weights(together[0]), weights(together[1]))

@@ -9,29 +9,39 @@ Shapes: T samples, C channels.
 from __future__ import annotations
 
 import math
-import os
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
 import soxr
 
+from ser_ray.speech.containers import AudioError, Layout, Patched, survey
+from ser_ray.speech.content import SAMPLE_BYTES, name_content, name_pointer
+
 MIN_REMAINING_S = 0.5
+SLID = "window slid back"
+MOVED = "window moved to the sound"
+UNWRITTEN = "length never written"
+CANCEL = "channels cancel"
+SCALED = "floats at 16-bit scale"
+NOTES = {  # each kind of note that a clip can bear, and what that means of the clips that do
+    SLID: "they are too short for a window where it should begin",
+    MOVED: "they are silent where it should be",
+    UNWRITTEN: "they are read to the end of their file",
+    CANCEL: "one is used of each, since the mean is silence",
+    SCALED: "they are divided by 32768",
+}
 _SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is damaged
 _MAX_CHANNELS = 64
-_MAX_PEAK = 1e6  # full scale is 1, and 32,768 in float files that hold 16-bit numbers
+_MAX_LOST_S = 0.01  # a header that promises so much more than is there is no sign of a loss
+_MAX_HOT = 64.0  # 36 dB above full scale; a louder float file is at the scale of integers
+_INTEGER_SCALE = 32_768
+_MAX_PEAK = 1e6  # full scale is 1
+_MAX_CANCELLED = 0.01  # of the louder channel's range; a mean of two that has no more is what cancelling left
 _BLOCK = 1 << 20  # samples of all channels together that are decoded at once
 _MAGIC = (b"RIFF", b"RIFX", b"FORM", b"fLaC", b"OggS", b"ID3")
-_UNKNOWN_SIZE = 0x7FFFF000  # a chunk that claims more was written to a pipe, its size never filled in
-_MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
-# libsndfile's log of a chunk that holds the samples: what its header says, and what is there
-_CHUNK_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-
-
-class AudioError(Exception):
-    """A file that cannot be used; the message is the reason, one line."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,13 @@ class Clip:
         waveform_T: float32 mono samples at the rate asked for; full scale is 1.
         sample_rate: Of the file, Hz.
         duration_s: Of the whole file, seconds.
-        note: What was done differently from what was asked, or empty.
+        notes: What was done differently from what was asked; each begins with its kind, a key of `NOTES`.
     """
 
     waveform_T: np.ndarray
     sample_rate: int
     duration_s: float
-    note: str
+    notes: tuple[str, ...] = ()
 
 
 def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_s: float | None = None) -> Clip:
@@ -56,7 +66,9 @@ def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_
 
     The samples are those of `librosa.load(file, sr=sample_rate, offset=offset_s, duration=duration_s)`, except that MP3
     is decoded from its beginning, since a jump into it gives slightly wrong samples. Where less than 0.5 s would remain
-    after the offset, the window slides back until 0.5 s remain, or the whole clip.
+    after the offset, the window slides back until 0.5 s remain, or the whole clip; where the window is silent to the
+    last bit and the file is not, it moves to the sound. Channels that cancel each other are not averaged, and floats at
+    the scale of 16-bit integers are brought to full scale 1.
 
     Args:
         file: Seekable binary stream.
@@ -68,166 +80,242 @@ def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_
         AudioError: The file cannot be used; the message says why.
         OSError: The file cannot be read.
     """
-    head = file.read(64)
+    head = file.read(SAMPLE_BYTES)
     if not head:
         raise AudioError("empty file")
-    if head.startswith(b"version https://git-lfs"):
-        raise AudioError("Git-LFS pointer instead of audio: fetch it with `git lfs pull`")
-    if head.startswith(b"OggS"):
-        _check_last_ogg_page(file)
-    complete = head.startswith((b"ID3", b"\xff")) and _check_mp3_size(file, head)
-    file.seek(0)
-    stream = _Stream(file)
+    if pointer := name_pointer(head):
+        raise AudioError(pointer)
+    recording = _Recording(file, survey(file))
     try:
-        sound = sf.SoundFile(stream)
-    except sf.LibsndfileError as error:
-        stream.raise_error()
-        what = "damaged audio" if head.startswith(_MAGIC) else "not audio"
-        raise AudioError(f"{what}: {error.error_string or 'format not recognised.'}") from None
-    with sound:
-        rate = sound.samplerate
-        try:
-            _check_header(sound)
-            waveform_T, n_frames, note = _read_window(sound, offset_s, duration_s, complete)
-        except sf.LibsndfileError:
-            raise AudioError(f"truncated or damaged: its {sound.format} data end early") from None
-        finally:
-            stream.raise_error()
-    _check_samples(waveform_T)
-    return Clip(_resample(waveform_T, rate, sample_rate), rate, n_frames / rate, note)
+        recording.check_header()
+        waveform_T, notes = _read_window(recording, offset_s, duration_s)
+        if recording.is_float and _is_at_integer_scale(recording, waveform_T):
+            waveform_T = waveform_T / np.float32(_INTEGER_SCALE)
+            notes.append(f"{SCALED}: divided by {_INTEGER_SCALE}")
+    except sf.LibsndfileError:
+        raise AudioError(f"truncated or damaged: its {recording.format} data end early") from None
+    finally:
+        recording.close()
+    rate = recording.rate
+    return Clip(_resample(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes))
 
 
-class _Stream:
-    """What libsndfile reads a file through.
+def count_notes(notes: Iterable[str]) -> dict[str, int]:
+    """Return how many notes of each kind there are, the kinds being those of `NOTES`."""
+    counts = dict.fromkeys(NOTES, 0)
+    for note in notes:
+        counts[next(kind for kind in NOTES if note.startswith(kind))] += 1
+    return counts
 
-    An error cannot pass through libsndfile, which takes it for the file's end; so it is kept until after. A damaged
-    header may ask for a place before the beginning: that is no error of the file.
+
+class _Recording:
+    """An open audio file whose frames are read anywhere, as often as needed.
+
+    Attributes:
+        format: libsndfile's name of the container.
+        rate: Hz.
+        n_channels: Channels.
+        n_frames: Samples of each channel; a guess for an MP3 file that does not tell.
+        is_float: Whether its samples are stored as floats.
+        is_exact: Whether `n_frames` is no guess.
+        from_start: Whether it can be decoded from the beginning alone.
+        reached: The frame up to which it was last decoded.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._error = file, None
-        self.tell = file.tell
+    def __init__(self, file: BinaryIO, layout: Layout) -> None:
+        self._file, self._layout = file, layout
+        self._open()
+        self._is_fresh, self.reached = True, 0
+        self.format, self.rate = self._sound.format, self._sound.samplerate
+        self.n_channels, self.n_frames = self._sound.channels, self._sound.frames
+        self.is_float = self._sound.subtype in ("FLOAT", "DOUBLE")
+        self.from_start = self.format == "MP3" or not self._sound.seekable()
+        self.is_exact = layout.exact or not self.from_start
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    def _open(self) -> None:
+        self._stream = Patched(self._file, self._layout)
         try:
-            return self._file.seek(offset, whence)
-        except (OSError, ValueError):
-            return self._file.tell()
+            self._sound = sf.SoundFile(self._stream)
+        except sf.LibsndfileError as error:
+            self._stream.raise_error()
+            if not self._layout.mpeg or self._layout.start == self._layout.inside:
+                raise AudioError(self._explain(error)) from None
+            self._layout = replace(self._layout, start=self._layout.inside)  # more tags than libsndfile skips
+            self._open()
 
-    def read(self, size: int) -> bytes:
-        try:
-            return self._file.read(size)
-        except OSError as error:
-            self._error = error
-            return b""
+    def _explain(self, error: sf.LibsndfileError) -> str:
+        """Return why libsndfile could not open the file."""
+        if self._layout.codec:
+            return self._layout.codec
+        heads = []
+        for position in (0, self._layout.inside):
+            self._file.seek(position)
+            heads.append(self._file.read(SAMPLE_BYTES))
+        if content := name_content(heads[0]) or name_content(heads[1]):
+            return content
+        if self._layout.mpeg:
+            return "damaged audio: none of its MP3 frames can be decoded"
+        what = "damaged audio" if any(head.startswith(_MAGIC) for head in heads) else "not audio"
+        return f"{what}: {error.error_string or 'format not recognised.'}"
 
-    def raise_error(self) -> None:
-        if self._error:
-            raise self._error
+    def close(self) -> None:
+        """Close it and raise the OSError that reading met, if there was one."""
+        self._sound.close()
+        self._stream.raise_error()
+
+    def check_header(self) -> None:
+        """Raise AudioError unless the header can be true."""
+        low, high = _SAMPLE_RATES
+        if not low <= self.rate <= high:
+            raise AudioError(f"damaged header: a sample rate of {self.rate} Hz")
+        if self.n_channels > _MAX_CHANNELS:
+            raise AudioError(f"damaged header: {self.n_channels} channels")
+        if self._layout.lost_s(self.n_frames / self.rate) >= _MAX_LOST_S:
+            promised, present = self._layout.promised, self._layout.present
+            raise AudioError(f"truncated: its header promises {promised} bytes, {present} are there")
+        if self.n_frames <= 0:
+            raise AudioError("no samples")
+        if self.n_frames > 2**62:
+            raise AudioError(f"its {self.format} header tells no length (written to a pipe): encode it again")
+
+    def notes(self) -> list[str]:
+        """Return what is to be noted of the file as a whole."""
+        return [f"{UNWRITTEN}: read to the end of the file"] if self._layout.unwritten else []
+
+    def check_end(self) -> None:
+        """Raise LibsndfileError where the end of a FLAC file is missing."""
+        if self.format == "FLAC":
+            self._sound.seek(self.n_frames - 1)
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the first frame's number and float32 samples [T, C] of one block after the other, until the file ends.
+
+        A file that can be decoded from its beginning alone is decoded from there whatever `start` is.
+        """
+        if not self.from_start:
+            self._sound.seek(start)
+        elif not self._is_fresh:
+            self.close()
+            self._open()
+        self._is_fresh = False
+        self.reached = position = 0 if self.from_start else start
+        size = _BLOCK // self.n_channels
+        while position < stop:
+            part_TC = self._sound.read(min(size, stop - position), dtype="float32", always_2d=True)
+            if not part_TC.size:
+                return
+            first = max(0, start - position)
+            self.reached += len(part_TC)
+            if first < len(part_TC):
+                yield position + first, part_TC[first:]
+            position = self.reached
 
 
-def _check_last_ogg_page(file: BinaryIO) -> None:
-    """Raise AudioError unless the last page is whole and flagged as the stream's end (RFC 3533, section 6)."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _MAX_OGG_PAGE))
-    tail = file.read()
-    page = tail[tail.rfind(b"OggS") :]
-    segments = page[26] if len(page) > 26 else 255
-    if len(page) < 27 + segments or len(page) < 27 + segments + sum(page[27 : 27 + segments]) or not page[5] & 4:
-        raise AudioError("truncated: the end of its Ogg stream is missing")
+def _read_window(recording: _Recording, offset_s: float, duration_s: float | None) -> tuple[np.ndarray, list[str]]:
+    """Return the window's samples and what is to be noted of them; n_frames of the recording is no guess after it."""
+    notes = recording.notes()
+    start, length = _place(recording, offset_s, duration_s)
+    waveform_T, cancel = _read_mono(recording, start, start + length)
+    if len(waveform_T) < length and not recording.is_exact:
+        recording.n_frames, recording.is_exact = recording.reached, True
+        start, length = _place(recording, offset_s, duration_s)
+        waveform_T, cancel = _read_mono(recording, start, start + length)
+    recording.check_end()
+    slid = [f"{SLID} to {start / recording.rate:.2f} s"] if start < int(offset_s * recording.rate) else []
+    _check_samples(waveform_T, length, recording)
+    if waveform_T.min() == waveform_T.max():
+        silent = f"silent from {start / recording.rate:.1f} to {(start + length) / recording.rate:.1f} s"
+        start = _find_sound(recording, start, length)
+        length = min(length, recording.n_frames - start)
+        waveform_T, cancel = _read_mono(recording, start, start + length)
+        _check_samples(waveform_T, length, recording)
+        if waveform_T.min() == waveform_T.max():
+            raise AudioError(f"digital silence: {silent}, and where another sample is")
+        slid = [f"{MOVED} at {start / recording.rate:.2f} s: {silent}"]
+    return waveform_T, notes + slid + cancel
 
 
-def _check_mp3_size(file: BinaryIO, head: bytes) -> bool:
-    """Tell whether an MP3 file says in its Xing header how long it is.
+def _place(recording: _Recording, offset_s: float, duration_s: float | None) -> tuple[int, int]:
+    """Return the window's first sample and length; it begins before the offset where too little would remain."""
+    start = min(int(offset_s * recording.rate), _latest(recording))
+    remaining = recording.n_frames - start
+    return start, remaining if duration_s is None else min(remaining, int(duration_s * recording.rate))
+
+
+def _latest(recording: _Recording) -> int:
+    """Return the last sample at which a window may begin."""
+    return max(0, recording.n_frames - math.ceil(MIN_REMAINING_S * recording.rate))
+
+
+def _read_mono(recording: _Recording, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
+    """Average the channels, or take the first that has sound where they cancel; return samples and a note of that.
+
+    Two channels cancel where their mean is nothing beside the louder: one is the other inverted, as where the two wires
+    of a balanced line were taken for two channels. More channels do where their mean is silent to the last bit.
+    """
+    parts, extremes = [np.zeros(0, np.float32)], []
+    for _, part_TC in recording.blocks(start, stop):
+        if recording.n_channels == 1:
+            parts.append(part_TC[:, 0])
+        else:
+            parts.append(part_TC.mean(axis=1))
+            extremes += [part_TC.min(), part_TC.max()]
+    waveform_T = parts[-1] if len(parts) == 2 else np.concatenate(parts)
+    if not extremes:
+        return waveform_T, []
+    share = _MAX_CANCELLED if recording.n_channels == 2 else 0
+    left = float(waveform_T.max()) - float(waveform_T.min())
+    if not left <= share * (
+        float(max(extremes)) - float(min(extremes))
+    ):  # no channel's range is larger than that of all
+        return waveform_T, []
+    parts = [part_TC for _, part_TC in recording.blocks(start, stop)]
+    range_C = np.ptp(np.concatenate(parts), axis=0)
+    if not left <= share * range_C.max() or not range_C.any():
+        return waveform_T, []
+    channel = int(np.argmax(range_C > _MAX_CANCELLED * range_C.max()))
+    first_T = np.concatenate([part_TC[:, channel] for part_TC in parts])
+    return first_T, [f"{CANCEL}: their mean is silence, so channel {channel + 1} is used"]
+
+
+def _find_sound(recording: _Recording, start: int, length: int) -> int:
+    """Return where a window that is silent has sound: from the next sound on, or else up to the last one before.
 
     Raises:
-        AudioError: It is shorter than that.
+        AudioError: There is none.
     """
-    # An ID3v2 tag may stand before the first frame: 10 bytes and a size of four times 7 bits.
-    start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
-    start = start if head.startswith(b"ID3") else 0
-    size = file.seek(0, os.SEEK_END)
-    file.seek(min(start, size))
-    frame = file.read(64)
-    found = re.search(rb"Xing|Info", frame)
-    if (
-        not frame.startswith((b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2"))
-        or not found
-    ):
-        return False
-    flags = int.from_bytes(frame[found.end() : found.end() + 4], "big")
-    field = found.end() + (8 if flags & 1 else 4)
-    promised = int.from_bytes(frame[field : field + 4], "big") if flags & 2 else 0
-    if size - start < 0.99 * promised:
-        raise AudioError(f"truncated: its header promises {promised} bytes, {size - start} are there")
-    return bool(flags & 1)
+    _, silent_TC = next(recording.blocks(start, start + 1))
+    for position, part_TC in recording.blocks(start + length, recording.n_frames):
+        sounds_T = (part_TC != silent_TC).any(axis=1)
+        if sounds_T.any():
+            return min(position + int(sounds_T.argmax()), _latest(recording))
+    last = None
+    for position, part_TC in recording.blocks(0, start):
+        sounds_T = (part_TC != silent_TC).any(axis=1)
+        if sounds_T.any():
+            last = position + len(sounds_T) - 1 - int(sounds_T[::-1].argmax())
+    if last is None:
+        raise AudioError("digital silence: all samples are the same")
+    return max(0, last + 1 - length)
 
 
-def _check_header(sound: sf.SoundFile) -> None:
-    low, high = _SAMPLE_RATES
-    if not low <= sound.samplerate <= high:
-        raise AudioError(f"damaged header: a sample rate of {sound.samplerate} Hz")
-    if sound.channels > _MAX_CHANNELS:
-        raise AudioError(f"damaged header: {sound.channels} channels")
-    if sound.frames <= 0:
-        raise AudioError("no samples")
-    if sound.frames > 2**62:
-        raise AudioError(f"its {sound.format} header tells no length (written to a pipe): encode it again")
-    for promised, present in _CHUNK_SIZE.findall(sound.extra_info):
-        if int(present) < int(promised) < _UNKNOWN_SIZE:
-            raise AudioError(f"truncated: its header promises {promised} bytes, {present} are there")
-
-
-def _read_window(
-    sound: sf.SoundFile, offset_s: float, duration_s: float | None, complete: bool
-) -> tuple[np.ndarray, int, str]:
-    """Return the window's samples, the number of samples in the whole file, and a note."""
-    n_frames = sound.frames
-    start, length, note = _place(n_frames, sound.samplerate, offset_s, duration_s)
-    if sound.format == "MP3" or not sound.seekable():
-        decoded_T = _read_mono(sound, start + length)
-        if len(decoded_T) < start + length and not complete:  # the length was libsndfile's guess
-            n_frames = len(decoded_T)
-            start, length, note = _place(n_frames, sound.samplerate, offset_s, duration_s)
-        waveform_T = decoded_T[start : start + length]
-    else:
-        sound.seek(start)
-        waveform_T = _read_mono(sound, length)
-        if sound.format == "FLAC":
-            sound.seek(n_frames - 1)  # fails where the end is missing
+def _check_samples(waveform_T: np.ndarray, length: int, recording: _Recording) -> None:
+    """Raise AudioError unless the window's samples are all there and can be sound."""
     if len(waveform_T) < length or not length:
-        raise AudioError(f"truncated: its header promises {n_frames / sound.samplerate:.2f} s")
-    return waveform_T, n_frames, note
-
-
-def _place(n_frames: int, rate: int, offset_s: float, duration_s: float | None) -> tuple[int, int, str]:
-    """Return the window's first sample and length, and a note where it had to move."""
-    start, note = int(offset_s * rate), ""
-    latest = max(0, n_frames - math.ceil(MIN_REMAINING_S * rate))
-    if start > latest:
-        start, note = latest, f"window slid back to {latest / rate:.2f} s"
-    remaining = n_frames - start
-    return start, remaining if duration_s is None else min(remaining, int(duration_s * rate)), note
-
-
-def _read_mono(sound: sf.SoundFile, n_frames: int) -> np.ndarray:
-    """Read the next samples, fewer where the file ends, and average their channels."""
-    block = _BLOCK // sound.channels
-    parts = [np.zeros(0, np.float32)]
-    while n_frames > 0 and (part_TC := sound.read(min(block, n_frames), dtype="float32", always_2d=True)).size:
-        parts.append(part_TC[:, 0] if sound.channels == 1 else part_TC.mean(axis=1))
-        n_frames -= len(part_TC)
-    return parts[-1] if len(parts) == 2 else np.concatenate(parts)
-
-
-def _check_samples(waveform_T: np.ndarray) -> None:
+        raise AudioError(f"truncated: its header promises {recording.n_frames / recording.rate:.2f} s")
     low, high = float(waveform_T.min()), float(waveform_T.max())
     if not math.isfinite(low + high):  # minimum and maximum hand on a NaN
         raise AudioError("samples that are no numbers (NaN or infinite)")
     if max(-low, high) > _MAX_PEAK:
         raise AudioError(f"samples out of range: a peak of {max(-low, high):.0e} times full scale")
-    if low == high:
-        raise AudioError("digital silence: all samples are the same")
+
+
+def _is_at_integer_scale(recording: _Recording, waveform_T: np.ndarray) -> bool:
+    """Tell whether floats are at the scale of 16-bit integers; where the window leaves it open, the file decides."""
+    peak = float(np.abs(waveform_T).max())
+    if 1 < peak <= _MAX_HOT:
+        peak = max(float(np.abs(part_TC).max()) for _, part_TC in recording.blocks(0, recording.n_frames))
+    return _MAX_HOT < peak <= _MAX_PEAK
 
 
 def _resample(waveform_T: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
