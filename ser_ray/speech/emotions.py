@@ -39,7 +39,7 @@ def parse_emotion(text: str) -> str:
         ValueError: The label is none of the eight emotions nor a known synonym; the message names it, and the words
             that are known.
     """
-    emotion = _CANONICAL.get(_word(text))
+    emotion = _CANONICAL.get(text) or _CANONICAL.get(_word(text))
     if emotion is None:
         raise ValueError(f"unknown emotion {text!r}: known words are {_KNOWN}")
     return emotion

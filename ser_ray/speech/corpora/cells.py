@@ -55,13 +55,14 @@ def read_cells(path: str) -> Iterator[dict[str, str]]:
     Raises:
         UserError: The table cannot be read, lacks a required column, or has two for one field.
     """
-    fields = [name for name in _NAMES if name != "sentence"]
+    nothing = dict.fromkeys((name for name in _NAMES if name != "sentence"), "")
     try:
         with storage.open_read(path) as stream:
             for row in (_csv_rows if path.lower().endswith(".csv") else _parquet_rows)(stream, path):
-                cells = {field: _clean(text) for field, text in row.items()}
-                cells["sentence_id"] = cells.get("sentence_id") or cells.get("sentence", "")
-                yield {name: cells.get(name, "") for name in fields}
+                cells = nothing | {field: _clean(text) for field, text in row.items()}
+                text = cells.pop("sentence", "")
+                cells["sentence_id"] = cells["sentence_id"] or text
+                yield cells
     except FileNotFoundError:
         raise UserError(f"{path} is not there: name a folder, a CSV or Parquet table, or a URI that is") from None
     except UnicodeDecodeError:

@@ -51,7 +51,7 @@ def discover(
     manifest = Manifest(sorted([*folders, *(table.label for table in tables)]))
     taken = {corpus.NAME: "a corpus known here" for corpus in corpora} | {UNKNOWN: "the name of stray files"}
     found, manifest.rejects = read_tables(tables, taken)
-    if warning := equal_speakers(found):
+    if len(tables) > 1 and (warning := equal_speakers(found)):
         say(warning)
     search = _Search(corpora, {record.path for record in [*found, *manifest.rejects]})
     for root in folders:

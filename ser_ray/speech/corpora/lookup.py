@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -58,6 +59,8 @@ class FileLookup:
             folder: The table's, an absolute path or a URI.
         """
         self._folder = folder
+        self._bucket, key = _split(folder) if storage.is_uri(folder) else ("", "")
+        self._key = unquote(key)
         self._objects: dict[str, dict[str, AudioFile | None]] = {}  # folder's URI → name → file, None for a folder
         self._spellings: dict[tuple[str, str], dict[str, str]] = {}  # folder → name in NFC → name as it is there
 
@@ -67,10 +70,12 @@ class FileLookup:
         Raises:
             UserError: A folder in object storage cannot be listed.
         """
-        first, *others = self._readings(cell)
+        readings = self._readings(cell)
+        first = next(readings)
         found = self._describe(*first)
         if found.file.problem != NOT_FOUND:
             return found
+        others = list(readings)
         for place, text in others:
             other = self._describe(place, text)
             if not other.file.problem:
@@ -83,20 +88,18 @@ class FileLookup:
                     return other
         return found._replace(file=found.file._replace(problem=_WINDOWS)) if _OF_WINDOWS.search(cell) else found
 
-    def _readings(self, cell: str) -> list[tuple[_Place, str]]:
-        """Return what a cell may mean, the likeliest first, each with the cell in that spelling."""
+    def _readings(self, cell: str) -> Iterator[tuple[_Place, str]]:
+        """Yield what a cell may mean, the likeliest first, each with the cell in that spelling."""
         if storage.is_uri(cell):  # quoted, as a URI shall be; or not, though it holds # ? % and the like
             bucket, key = _split(cell)
-            return [(_Place(bucket, text), "") for text in _variants(unquote(key), key)]
-        readings = []
+            for text in _variants(unquote(key), key):
+                yield _Place(bucket, text), ""
+            return
         for text in _variants(cell):
-            if storage.is_uri(self._folder) and not text.startswith("/"):
-                bucket, inner = _split(self._folder)
-                place = _Place(bucket, posixpath.normpath(posixpath.join(unquote(inner), text)))
+            if self._bucket and not text.startswith("/"):
+                yield _Place(self._bucket, posixpath.normpath(posixpath.join(self._key, text))), text
             else:
-                place = _Place("", os.path.normpath(os.path.join(self._folder, text)))
-            readings.append((place, text))
-        return readings
+                yield _Place("", os.path.normpath(os.path.join(self._folder, text))), text
 
     def _describe(self, place: _Place, text: str) -> Found:
         path = place.path
@@ -146,7 +149,15 @@ def _split(uri: str) -> tuple[str, str]:
     return f"{scheme}://{bucket}", key
 
 
-def _variants(*texts: str) -> list[str]:
-    """Return texts, then unquoted, then both with the slashes of other systems; each once."""
-    plain = [*texts, *map(unquote, texts)]
-    return list(dict.fromkeys([*plain, *(text.replace("\\", "/") for text in plain)]))
+def _variants(*texts: str) -> Iterator[str]:
+    """Yield texts, then unquoted, then both with the slashes of other systems; each once."""
+    seen = set()
+    for change in (str, unquote, _turn_slashes, lambda text: _turn_slashes(unquote(text))):
+        for text in map(change, texts):
+            if text not in seen:
+                seen.add(text)
+                yield text
+
+
+def _turn_slashes(text: str) -> str:
+    return text.replace("\\", "/")

@@ -170,7 +170,7 @@ def _read(table: TableRoot, listing: _Listing) -> dict[str, bool]:
     for number, row in enumerate(read_cells(table.path), start=1):
         if not any(row.values()):
             continue
-        named = _corpus_name(row["corpus"])
+        named = row["corpus"] and _corpus_name(row["corpus"])
         corpus = intern(named or table.corpus)
         corpora[corpus] = corpora.get(corpus, True) and bool(named or table.named)
         file, name = find(row["path"]) if row["path"] else (AudioFile(table.path), "")
