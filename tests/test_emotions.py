@@ -13,18 +13,28 @@ def test_the_order_is_fixed():
     [
         ("Happiness", "happy"),
         ("pleasant-surprise", "surprised"),
-        ("ps", "surprised"),
         ("FEA", "fearful"),
-        (" sa ", "sad"),
+        (" Joy ", "happy"),
     ],
 )
 def test_synonyms(word, emotion):
     assert parse_emotion(word) == emotion
 
 
-def test_an_unknown_emotion_is_named():
-    with pytest.raises(ValueError, match="bored"):
+def test_an_unknown_emotion_is_named_with_the_words_that_are_known():
+    with pytest.raises(ValueError, match="bored") as caught:
         parse_emotion("bored")
+    assert all(word in str(caught.value) for word in (*EMOTIONS, "anger", "joy", "pleasant surprise"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["W", "A", "F", "N", "n", "h", "sa", "su", "ps", "0", "3", ""])
+def test_a_code_of_one_corpus_is_no_word(code):
+    with pytest.raises(ValueError, match="unknown emotion"):
+        parse_emotion(code)
+    if code:
+        with pytest.raises(UserError, match=f"--labels: unknown emotion in '{code}'"):
+            parse_labels([code, "happy"])
 
 
 def test_label_sets():

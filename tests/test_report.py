@@ -88,6 +88,7 @@ def made_arguments(sounds):
         "config": {"model": "cnn1d", "features": {"n_fft": 2048}, "data": [EVIL, "s3://bucket/a" + "/long" * 30]},
         "versions": {"ser_ray": "0.1.0"},
         "timing": {"train_s": 12345.6},
+        "command": f"python jobs/train.py --data '{EVIL}' " + "x" * 300,
     }
     names = ("train_loss", "validation_loss", "validation_accuracy", "validation_uar")
     return {
@@ -98,9 +99,10 @@ def made_arguments(sounds):
             {"epoch": epoch, **{name: 1 / epoch for name in names}, "learning_rate": 0.01 / (1 + epoch // 4)}
             for epoch in range(1, 7)
         ],
-        "audit": [{"corpus": EVIL, "found": 400, "published": None, "label_conflicts": 2}],
-        "rejects": [{"path": f"/data/{EVIL}{index}.wav", "reason": f"no sound {EVIL}"} for index in range(250)],
-        "command": f"python jobs/train.py --data '{EVIL}' " + "x" * 300,
+        "corpora": report.Corpora(
+            audit=[{"corpus": EVIL, "found": 400, "published": None, "label_conflicts": 2}],
+            rejects=[{"path": f"/data/{EVIL}{index}.wav", "reason": f"no sound {EVIL}"} for index in range(250)],
+        ),
     }
 
 
@@ -127,7 +129,7 @@ def pages(arguments):
         "run": report.run_page(**arguments),
         "leaky": report.run_page(**arguments | {"metrics": leaky, "embed_audio": True}),
         "members": report.run_page(**arguments | {"history": several}),
-        "folds": report.run_page(**arguments | {"metrics": pooled, "history": [], "audit": [], "rejects": []}),
+        "folds": report.run_page(**arguments | {"metrics": pooled, "history": [], "corpora": report.Corpora([], [])}),
         "comparison": report.comparison_page(**compared, metrics=(run, run)),
         "leaky comparison": report.comparison_page(**compared, metrics=(run, leaky)),
     }
@@ -172,7 +174,7 @@ def test_the_run_page_says_all(arguments, pages):
         "label conflicts",
         "250 files were found but not used",
         "50 more are not shown",
-        arguments["command"],
+        scores["command"],
         "12,346",
         "features.n_fft2048",
     ):
@@ -224,38 +226,38 @@ def test_folds_and_comparisons_have_pages(pages):
 def test_a_small_run_has_a_page(arguments):
     one = arguments["predictions"].slice(0, 1).drop_columns(["path", "intensity"])
     one = one.set_column(5, "predicted", one["emotion"])
-    scores = metrics.score(one, EMOTIONS)
-    empty = {"history": [], "audit": [], "rejects": []}
-    html = report.run_page(title="one", metrics=scores, predictions=one, command="x", **empty)
+    scores = metrics.score(one, EMOTIONS) | {"command": "x"}
+    html = report.run_page(title="one", metrics=scores, predictions=one, history=[], corpora=report.Corpora([], []))
     text = Page(html).text
     assert "no interval" in text and "every test clip was recognized" in text and "not known here" in text
 
 
 @pytest.mark.parametrize("path", ["javascript://x/%0aalert(1)", "no/such.wav", "nowhere://x.wav", ""])
 def test_what_is_no_sound_is_none(path):
-    assert sound.read_clip(path) is None
+    assert sound.read_sound(path) is None
 
 
 def test_a_text_file_is_no_sound(tmp_path):
     (tmp_path / "a.wav").write_text("text")
-    assert sound.read_clip(str(tmp_path / "a.wav")) is None
+    assert sound.read_sound(str(tmp_path / "a.wav")) is None
 
 
 @pytest.mark.parametrize("pitch", [150, 1000, 4000])
 @pytest.mark.parametrize("rate", [8_000, 24_414, 48_000])
-def test_log_mel_finds_a_tone(pitch, rate):
+def test_log_mel_finds_a_tone(tmp_path, pitch, rate):
     if pitch >= rate / 2:
         pytest.skip("above half the sample rate")
     tone = np.sin(2 * np.pi * pitch * np.arange(rate) / rate).astype(np.float32)
-    decibels, centres = sound.log_mel(tone, rate)
+    soundfile.write(tmp_path / "tone.wav", tone, rate, subtype="FLOAT")
+    decibels, centres = sound.draw_log_mel(sound.read_sound(str(tmp_path / "tone.wav")))
     loudest = centres[decibels[:, 10:-10].mean(axis=1).argmax()]
     assert loudest == pytest.approx(pitch, rel=0.12)
     assert decibels.max() == 0 and decibels.min() >= -80
-    assert decibels.shape[1] == pytest.approx(rate / (int(0.032 * rate) // 4), abs=2)
+    assert decibels.shape[1] == pytest.approx(sound.SAMPLE_RATE / sound.FEATURES.hop_length, abs=2)
 
 
 def test_silence_is_dark():
-    assert (sound.log_mel(np.zeros(RATE, np.float32), RATE)[0] == -80).all()
+    assert (sound.draw_log_mel(np.zeros(RATE, np.float32))[0] == -80).all()
 
 
 def test_the_same_picture_has_the_same_bytes(arguments):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from ser_ray.base.errors import UserError
-from ser_ray.base.settings import parse_flags, peek_flag, pick_config, run_job
+from ser_ray.base.settings import between, check_settings, choice, parse_flags, peek_flag, pick_config, run_job
 
 
 @dataclass(frozen=True)
@@ -113,3 +113,29 @@ def test_output_that_nobody_reads_to_its_end_is_no_error(say):
     assert job.stdout.readline() == "x" * 1000 + "\n"
     job.stdout.close()
     assert (job.stderr.read(), job.wait()) == ("", 141)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"width": 0}, "--width must be 1 to 9, got 0"),
+        ({"width": 10}, "--width must be 1 to 9, got 10"),
+        ({"least_s": -1}, "--least-s must be 0 or more, got -1"),
+        ({"rate": 0}, "--rate must be above 0, got 0"),
+        ({"rate": None}, "--rate must be above 0, got None"),
+        ({"form": "c"}, "--form c: choose a or b"),
+    ],
+)
+def test_a_field_says_what_it_allows(values, says):
+    @dataclass(frozen=True)
+    class Bounded:
+        width: int = between(3, 1, 9)
+        least_s: float | None = between(1.0, 0, optional=True)
+        rate: float = between(0.1, 0, above=True)
+        form: str = choice("a", "b")
+
+    check_settings(Bounded(1, None, 1e-9, "b"))
+    check_settings(Bounded())
+    with pytest.raises(UserError) as refused:
+        check_settings(Bounded(**values))
+    assert str(refused.value) == says

@@ -204,3 +204,28 @@ def test_conflicts_are_groups_of_one_audio_and_several_labels():
         }
     )
     assert conflicts(table) == [("a", "b")]
+
+
+def test_what_is_told_of_a_clip_is_written_anew(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_shard(rows("a", "b"), [])
+    told = Utterance("a", "mine", "mine_1", "female", "happy", "", "", "speech", "/new/a.wav")
+    assert store.keep({"a": told, "b": None}) == {"a", "b"}
+    first, second = store.table().to_pylist()
+    assert (first["emotion"], first["path"], first["sha256"]) == ("happy", "/new/a.wav", "a")
+    assert (second["emotion"], second["path"]) == ("sad", "b")
+    assert store.table(["utterance_id", "augmentation", "features"])["features"].to_pylist()[0][0] == 0
+
+
+def test_a_store_is_found_where_its_clips_have_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here, there = (
+        Manifest([root], [Utterance("r/1", "r", "r_1", "", "sad", "", "", "speech", f"{root}/1.wav", 9)])
+        for root in ("/here", "/there")
+    )
+    store = Store(find_store(RECIPE, here))
+    assert find_store(RECIPE, there) != store.root
+    store.claim(RECIPE)
+    store.write_plan(here.utterances)
+    assert find_store(RECIPE, there) == find_store(RECIPE, here) == store.root
+    assert find_store(FeaturizeConfig(Summary(n_mels=64), ("none",)), there) != store.root

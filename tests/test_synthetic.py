@@ -88,7 +88,9 @@ def test_bytes_depend_on_the_seed_but_not_on_processes(tmp_path, monkeypatch):
     for name, arguments in {"one": {}, "two": {"processes": 2}, "other": {"seed": 1}}.items():
         synthetic.write(str(tmp_path / name), 6, **arguments)
     one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
-    assert one == two and one.keys() == other.keys() and len(one) == 7
+    assert (
+        one == two and one.keys() == other.keys() and len(one) == 6 + 1 + 4
+    )  # a marker above, and one for each corpus
     assert all(one[name] != other[name] for name in one)
 
 
@@ -132,6 +134,22 @@ def test_other_folders_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="one clip or more"):
         synthetic.write(str(tmp_path / "none"), 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
+
+
+def test_a_part_of_a_made_corpus_is_no_folder_to_write_into(tmp_path):
+    synthetic.write(str(tmp_path / "made"), 4)
+    with pytest.raises(UserError, match="no empty folder"):
+        synthetic.write(str(tmp_path / "made/ravdess"), 4)
+
+
+def test_a_folder_of_an_earlier_version_without_inner_markers_is_finished(tmp_path, monkeypatch):
+    root = tmp_path / "made"
+    synthetic.write(str(root), 4)
+    for marker in root.glob(f"*/{synthetic.MARKER}"):
+        marker.unlink()
+    monkeypatch.setattr(synthetic, "_write_clips", None)
+    assert synthetic.write(str(root), 4) == [str(root)]
+    assert discover([str(root / "tess")]).made_speech == [str(root)]
 
 
 def test_speakers_are_heard_by_their_pitch():

@@ -9,6 +9,8 @@ import soundfile as sf
 from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora import audit, discover
 
+HEADER = ("path", "emotion", "speaker_id")
+
 
 @pytest.fixture
 def root(tmp_path):
@@ -90,12 +92,14 @@ def test_a_row_that_cannot_be_used_has_a_reason(root):
         "clips/003.wav,,a\n"
         "clips/gone.wav,happy,a\n"
         "clips,happy,a\n"
-        "clips/../clips/000.wav,sad,b\n"
+        "clips/../clips/000.wav,joy,a\n"
         "clips/0\0.wav,sad,b\n",
     )
     manifest = discover([table])
     assert [u.utterance_id for u in manifest.utterances] == ["lab/clips/000"]
-    assert {(Path(r.path).name, r.utterance_id, r.reason) for r in manifest.rejects} == {
+    assert {
+        (Path(r.path).name, r.utterance_id, r.reason.partition(": known words are")[0]) for r in manifest.rejects
+    } == {
         ("001.wav", "lab/clips/001", "unknown emotion 'bored'"),
         ("002.wav", "lab/clips/002", "row 3: speaker_id is empty"),
         ("lab.csv", "", "row 4: path is empty"),
@@ -113,7 +117,20 @@ def test_a_row_that_cannot_be_used_has_a_reason(root):
     [
         ("lab.csv", "path,emotion\nclips/000.wav,happy\n", "speaker_id is missing or empty.*without speakers"),
         ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,happy,\n", "speaker_id is missing or empty"),
-        ("lab.csv", "file,emotion,speaker_id\nclips/000.wav,happy,a\n", "path is missing or empty"),
+        (
+            "lab.csv",
+            "Track,Label,Speaker\nclips/000.wav,happy,a\n",
+            "path is missing or empty.*its columns are Track, Label, Speaker",
+        ),
+        ("lab.csv", "path,emotion,speaker_id,emotion\nclips/000.wav,happy,a,sad\n", "emotion twice.*keep one"),
+        ("lab.csv", "path,File Name,emotion,speaker\na,b,c,d\n", "path twice, by the columns path and File Name"),
+        ("lab.csv", "path,emotion,label,speaker\na,b,c,d\n", "emotion twice, by the columns emotion and label"),
+        ("lab.csv", "path,emotion,speaker,sex,gender\na,b,c,d,e\n", "gender twice"),
+        ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,happy,nan\n", "speaker_id is missing or empty"),
+        ("lab.csv", "path,emotion,speaker_id\n,,\n,,\n", "path is missing or empty"),
+        ("lab.csv", "path,emotion,speaker_id\nclips/000.wav,W,a\n", "'W': known words are neutral.*anger"),
+        ("lab.csv", "path,emotion,speaker_id,corpus\nclips/000.wav,sad,a,CREMA-D\n", "would be the corpus crema_d"),
+        ("lab.csv", "path,emotion,speaker_id,corpus\nclips/000.wav,sad,a,unknown\n", "the name of stray files"),
         (
             "lab.csv",
             "path;emotion;speaker_id\nclips/000.wav;happy;a\n",
@@ -149,6 +166,8 @@ def test_two_tables_of_one_name_would_mix_their_speakers(root):
     tables = [write(root / "lab.csv", text), write(root / "other" / "LAB.csv", text)]
     with pytest.raises(UserError, match="rename"):
         discover(tables)
+    with pytest.raises(UserError, match="rename the table, or name its corpus"):
+        discover([tables[0], f"lab={tables[1]}"])  # only one of them says so
 
 
 def test_a_tables_row_beats_the_name_and_counts_once(root):
@@ -169,3 +188,77 @@ def test_a_csv_in_another_encoding_or_of_blank_lines(root):
     table = write(root / "lab.csv", '\r\npath, emotion ,speaker_id\r\n\r\n"clips/000.wav",happy,"a, b"\r\n\r\n')
     (clip,) = discover([table]).utterances
     assert (clip.utterance_id, clip.emotion, clip.speaker_id) == ("lab/clips/000", "happy", "lab_a, b")
+
+
+# ------------------------------------------------------------------ what people write into tables
+
+
+@pytest.mark.parametrize(
+    "word", ["nan", "NaN", "NAN", "None", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "-", "?", " "]
+)
+def test_a_word_for_nothing_is_an_empty_cell(root, word):
+    rows = (
+        f"clips/000.wav,sad,a,{word},{word}\nclips/001.wav,sad,{word},f,x\n{word},sad,b,f,x\nclips/002.wav,{word},b,,\n"
+    )
+    manifest = discover([write(root / "lab.csv", f"path,emotion,speaker_id,gender,sentence_id\n{rows}")])
+    (kept,) = manifest.utterances
+    assert (kept.speaker_id, kept.gender, kept.sentence_id) == ("lab_a", "", "")
+    reasons = {r.reason for r in manifest.rejects}
+    assert reasons == {"row 2: speaker_id is empty", "row 3: path is empty", "row 4: emotion is empty"}
+
+
+def test_someone_called_nan_or_null_stays_someone(root):
+    manifest = discover([write(root / "lab.csv", "path,emotion,speaker_id\nclips/000.wav,sad,Nan\n")])
+    assert [u.speaker_id for u in manifest.utterances] == ["lab_Nan"]
+
+
+def test_a_number_that_is_none_in_parquet_is_an_empty_cell(root):
+    columns = {"path": [f"clips/00{n}.wav" for n in range(3)], "emotion": ["sad"] * 3, "spk": [1.0, float("nan"), None]}
+    pq.write_table(pa.table(columns), root / "lab.parquet")
+    manifest = discover([str(root / "lab.parquet")])
+    assert [u.speaker_id for u in manifest.utterances] == ["lab_1"]
+    assert [r.reason for r in manifest.rejects] == ["row 2: speaker_id is empty", "row 3: speaker_id is empty"]
+
+
+def test_rows_with_nothing_in_them_are_no_rows(root):
+    blank = ",,\n" * 50
+    text = f",,\npath,emotion,speaker_id\nclips/000.wav,sad,a\n{blank}nan,-, \nclips/001.wav,sad,\n"
+    manifest = discover([write(root / "lab.csv", text)])
+    assert [tuple(row) for row in audit(manifest)] == [("lab", 2, None, 1, 0, 0, 1)]
+    assert [r.reason for r in manifest.rejects] == ["row 53: speaker_id is empty"]
+    columns = {name: [value, None, ""] for name, value in zip(HEADER, ("clips/000.wav", "sad", "a"), strict=True)}
+    pq.write_table(pa.table(columns), root / "rows.parquet")
+    assert not discover([str(root / "rows.parquet")]).rejects
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "file_name,label,speaker,sex,transcription",
+        "Path,Emotion,Speaker,Gender,Text",
+        "FILEPATH,CLASS,ACTOR,SEX,SENTENCE",
+        "wav,emotion_label,client_id,gender,sentence_id",
+        "Audio File,Emotions,Subject ID,Sex,Sentence-ID",
+        "filename,label,spk,gender,transcript",
+    ],
+)
+def test_columns_have_the_usual_names_of_the_field_in_any_case(root, header):
+    manifest = discover([write(root / "lab.csv", f"{header}\nclips/000.wav,joy,a,F,kids\n")])
+    (u,) = manifest.utterances
+    assert (u.emotion, u.speaker_id, u.gender, u.sentence_id) == ("happy", "lab_a", "female", "lab_kids")
+
+
+def test_where_there_are_ids_of_sentences_their_texts_are_not_needed(root):
+    text = "path,emotion,speaker_id,text,sentence_id\nclips/000.wav,sad,a,Kids are talking,kids\n"
+    assert discover([write(root / "lab.csv", text)]).utterances[0].sentence_id == "lab_kids"
+
+
+def test_a_parquet_file_whose_sound_is_inside_is_read_by_its_paths_or_refused(root):
+    columns = {"audio": [{"bytes": b"", "path": "x.wav"}], "label": ["sad"], "speaker": ["a"]}
+    pq.write_table(pa.table(columns), root / "lab.parquet")
+    with pytest.raises(
+        UserError, match=r"path is missing or empty.*its columns are audio \(not text\), label, speaker"
+    ):
+        discover([str(root / "lab.parquet")])
+    pq.write_table(pa.table({**columns, "file": ["clips/000.wav"]}), root / "lab.parquet")
+    assert len(discover([str(root / "lab.parquet")]).utterances) == 1

@@ -18,15 +18,14 @@ from rich.console import Console
 from ser_ray.base import console, storage
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment
-from ser_ray.networks.models import ModelConfig  # GONE
-from ser_ray.scores.report import search_page
-from ser_ray.search.space import DEFAULTS, usual  # GONE
+from ser_ray.networks.cnn1d import Cnn1dSpec
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.networks.space import Range
-from ser_ray.search.space import TuneConfig, flags_of, read_space
-from ser_ray.store.accounts import settle
+from ser_ray.networks.spec import NETWORKS
+from ser_ray.scores.report import search_page
+from ser_ray.search.space import TuneConfig, flags_of, put_in, read_space, usual_values
 from ser_ray.search.trials import Recorder, ranked, read_trials
-from ser_ray.training.settings import FrameAugmentConfig
-from ser_ray.training.settings import TrainConfig
+from ser_ray.training.settings import FrameAugmentConfig, TrainConfig
 
 SPACE = """
 learning-rate: {low: 1.0e-3, high: 1.0e-2, log: true}
@@ -36,11 +35,11 @@ balance: {low: 0, high: 1}
 
 
 def test_every_default_space_fits_its_model():
-    for model, space in DEFAULTS.items():
-        todo = Experiment(model=ModelConfig(model), train=TrainConfig.for_model(model))
-        for name, domain in space.items():
+    for network in NETWORKS:
+        todo = Experiment(network=network(), train=TrainConfig.usual(network))
+        for name, domain in network.space.items():
             for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
-                settle(todo, {name: value})
+                put_in(todo, {name: value})
 
 
 def test_a_space_is_read(tmp_path):
@@ -51,7 +50,7 @@ def test_a_space_is_read(tmp_path):
     (tmp_path / "choices.yaml").write_text("learning_rate: [1e-3, 1e-2]\nwidth: [16.0]\nschedule: [plateau]\n")
     space = read_space(str(tmp_path / "choices.yaml"), Experiment())  # YAML takes 1e-3 for a text
     assert space == {"learning_rate": (1e-3, 1e-2), "width": (16,), "schedule": ("plateau",)}
-    assert read_space(None, Experiment()) == DEFAULTS["log_mel_resnet"]
+    assert read_space(None, Experiment()) == LogMelResNetSpec.space
 
 
 @pytest.mark.parametrize(
@@ -80,24 +79,24 @@ def test_a_space_that_makes_no_sense_is_refused(tmp_path, text, says):
 
 def test_the_settings_as_they_are_lie_in_the_space_or_not():
     space = {"learning_rate": Range(1e-5, 1.0), "width": (16, 32), "mask_bands": Range(0, 8)}
-    usual_rate = TrainConfig.for_model("log_mel_resnet").learning_rate
-    assert usual(Experiment(), space) == {"learning_rate": usual_rate, "width": 32, "mask_bands": 0}
-    assert usual(Experiment(), space | {"width": (8, 16)}) is None
-    assert usual(Experiment(), space | {"pitch": Range(0.0, 1.0)}) is None
+    usual_rate = TrainConfig.usual(LogMelResNetSpec).learning_rate
+    assert usual_values(Experiment(), space) == {"learning_rate": usual_rate, "width": 32, "mask_bands": 0}
+    assert usual_values(Experiment(), space | {"width": (8, 16)}) is None
+    assert usual_values(Experiment(), space | {"pitch": Range(0.0, 1.0)}) is None
 
 
 def test_settings_go_where_they_belong():
-    todo = settle(Experiment(), {"learning_rate": 0.5, "width": 8, "gain": 1.0})
-    assert (todo.train.learning_rate, todo.model.width, todo.frame_augment.gain) == (0.5, 8, 1.0)
-    assert todo.frame_augment.pitch == FrameAugmentConfig().pitch
-    assert settle(Experiment(), {"speaker_norm": True}).model.speaker_norm  # as best.json may have it
+    todo = put_in(Experiment(), {"learning_rate": 0.5, "width": 8, "gain": 1.0})
+    assert (todo.train.learning_rate, todo.network.width, todo.changes.gain) == (0.5, 8, 1.0)
+    assert todo.changes.pitch == FrameAugmentConfig().pitch
+    assert put_in(Experiment(), {"speaker_norm": True}).speaker_norm  # as best.json may have it
     with pytest.raises(UserError, match="colour is no flag of a training"):
-        settle(Experiment(), {"colour": "red"})
+        put_in(Experiment(), {"colour": "red"})
 
 
 def test_a_training_is_told_by_the_flags_that_are_not_as_usual():
-    todo = settle(Experiment(), {"learning_rate": 0.5, "width": 8})
-    todo = replace(todo, train=replace(todo.train, patience=99, num_workers="2"))
+    todo = put_in(Experiment(), {"learning_rate": 0.5, "width": 8})
+    todo = replace(todo, train=replace(todo.train, patience=99))
     assert flags_of(todo) == {
         **{"model": "log_mel_resnet", "epochs": 80, "learning_rate": 0.5, "patience": 99, "width": 8}
     }
@@ -156,7 +155,7 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     trials.sort(key=lambda trial: trial["began"])  # two at a time
     first = [trial["values"] for trial in trials[:2]]
     assert trials[0]["began"] < trials[1]["ended"] and trials[1]["began"] < trials[0]["ended"]
-    as_is = TrainConfig.for_model("cnn1d")
+    as_is = TrainConfig.usual(Cnn1dSpec)
     assert {name: getattr(as_is, name) for name in ("learning_rate", "batch_size", "balance")} in first
     trials.sort(key=lambda trial: trial["ended"])  # of equally good ones the first counts
     best = max(trials, key=lambda trial: trial["curve"][-1])

@@ -1,6 +1,6 @@
 """What each part of `log_mel_resnet` is worth: taken away in turn, on one fold, scored on validation speakers.
 
-    python benchmarks/ablation.py --data CORPORA --corpus ravdess --protocol emobox --output runs/ablation
+    python benchmarks/accuracy/ablation.py --data CORPORA --corpus ravdess --protocol emobox --output runs/ablation
 
 Every row is a training of its own under `--output`, kept and resumed like any other; the tested speakers of the fold
 are never read. Where several corpora train together, the mean of the corpora's UARs counts besides. A row of 240 clips
@@ -14,9 +14,8 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-import numpy as np
-from featurize import machine, versions  # the benchmark beside this one
 from torch import nn
 
 from ser_ray.base import storage
@@ -26,13 +25,20 @@ from ser_ray.base.settings import pick_config, run_job
 from ser_ray.experiment.experiment import choose_rows
 from ser_ray.experiment.flags import open_store, parse_experiment
 from ser_ray.experiment.splits import split
-from ser_ray.model.examples import COLUMNS, Examples, accuracy_and_uar, predict_logits
-from ser_ray.scores.run_folder import claim  # GONE
+from ser_ray.model.examples import Examples, accuracy_and_uar, predict_logits
+from ser_ray.model.speakers import Speakers, listen
+from ser_ray.scores.run_folder import RunFolder
 from ser_ray.scores.screen import show_epoch
-from ser_ray.store.accounts import settle
+from ser_ray.search.space import put_in
 from ser_ray.speech.emotions import parse_labels
-from ser_ray.training.fit import fit  # GONE
-from ser_ray.training.worker_rows import speakers_of  # GONE
+from ser_ray.store.rows import open_rows
+from ser_ray.training.fit import train
+from ser_ray.training.task import Method, Place, Task
+from ser_ray.training.worker_rows import usual_speech
+
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import write_figures
 
 AWAY = {
     "all of it": {},
@@ -82,55 +88,49 @@ class Flags:
 
 
 def main(argv: list[str]) -> None:
-    experiment, values = parse_experiment(argv, __doc__, Flags, without=("members", "start_from"))
-    flags = pick_config(Flags, values)
+    wish = parse_experiment(argv, __doc__, Flags, without=("members", "start_from"))
+    flags, experiment = pick_config(Flags, wish.values), wish.experiment
     if not flags.data and not flags.store:
         raise UserError("--data is missing: name the folders that hold your corpora")
     if unknown := set(flags.rows) - set(AWAY):
         raise UserError(f"--rows {min(unknown)}: choose from {', '.join(AWAY)}")
-    load = os.getloadavg()[0]
-    store, _ = open_store(values, experiment)
-    rows, chosen = choose_rows(store, experiment)
+    load, command = os.getloadavg()[0], shlex.join(["python", *sys.argv])
+    rows = choose_rows(open_rows(open_store(wish)), experiment)
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
     say(parts.description)
-    parts = replace(parts, train=chosen[parts.train], validation=chosen[parts.validation])
-    held_out = store.take(parts.validation, COLUMNS)
-    heard = store.take(parts.train, ["utterance_id", "augmentation", "corpus"])
-    trained, corpora = (sorted(part["corpus"].unique().to_pylist()) for part in (heard, held_out))
+    trained, corpora = (sorted(part.values("corpus")) for part in (parts.train, parts.validation))
     table = []
     for name in flags.rows or AWAY:
         if name == OF_CORPORA and len(trained) == 1 and not flags.rows:
             continue
         say(name)
-        changed = settle(experiment, AWAY[name])
-        folder = storage.join(storage.normalize(flags.output), name.replace(" ", "-"))
-        claim(folder, changed.identity(store), shlex.join(["python", *sys.argv]))
-        show = partial(show_epoch, epochs=changed.train.epochs)
-        what = changed.model, changed.train, changed.frame_augment
-        speakers = speakers_of(store, changed.model, parts.train, np.union1d(parts.train, parts.validation))
-        fitted = fit(store, parts, parts.labels, *what, folder, show, speakers=speakers)
+        changed = put_in(experiment, AWAY[name])
+        folder = RunFolder(storage.join(storage.normalize(flags.output), name.replace(" ", "-")), command)
+        folder.claim(changed.identity(rows))
+        method = Method(changed.network, rows.recipe.features, parts.labels, changed.train, changed.changes)
+        task = Task(method, parts.train, parts.validation, folder.root)
+        if changed.speaker_norm:
+            task = replace(task, speakers=Speakers(usual_speech(task.train), listen(task.rows)))
+        fitted = train(task, Place(wish.compute), partial(show_epoch, epochs=changed.train.epochs))
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]
         row = {"taken away": name, "best UAR": best["validation_uar"], "last UAR": last, "epoch": best["epoch"]}
         if len(corpora) > 1:
-            examples = Examples.from_rows(held_out, parts.labels, corpora, speakers)
-            row |= score_corpora(fitted.network, examples, corpora)
+            row |= score_corpora(fitted.network, task)
         table.append(row)
         show_table(f"{experiment.split.protocol}, fold {experiment.split.fold}, validation speakers", table)
-    if flags.json:
-        facts = {"protocol": experiment.split.protocol, "fold": experiment.split.fold, "corpora": trained}
-        facts |= {"epochs": experiment.train.epochs, "description": parts.description, "load_before": load}
-        facts |= {"command": shlex.join(["python", *sys.argv]), "versions": versions(), "machine": machine()}
-        storage.write_json(flags.json, {**facts, "rows": table})
-        say(f"figures: {flags.json}")
+    facts = {"protocol": experiment.split.protocol, "fold": experiment.split.fold, "corpora": trained}
+    facts |= {"epochs": experiment.train.epochs, "description": parts.description, "load_before": load}
+    write_figures(flags.json, {**facts, "command": command, "rows": table})
 
 
-def score_corpora(network: nn.Module, examples: Examples, corpora: list[str]) -> dict[str, float]:
-    """Return the UAR of the best epoch's network in each corpus, and their mean."""
+def score_corpora(network: nn.Module, task: Task) -> dict[str, float]:
+    """Return the UAR of the best epoch's network on the validation rows of each corpus, and their mean."""
+    examples = Examples.from_rows(task.validation, task.method.labels, task.speakers)
     logits_NC = predict_logits(network, examples)
     uars = {}
-    for group, corpus in enumerate(corpora):
-        own = examples.groups == group
+    for corpus in sorted(task.validation.values("corpus")):
+        own = examples.groups == task.validation.corpora.index(corpus)
         uars[corpus] = accuracy_and_uar(logits_NC[own], examples.targets[own])[1].item()
     return {**uars, "mean of corpora": sum(uars.values()) / len(uars)}
 

@@ -1,6 +1,6 @@
 """Write `docs/results.md` from the `metrics.json` files of finished runs.
 
-    python benchmarks/results.py --runs runs/crema_d runs/emobox --tables ablation.json speaker_norm.json
+    python benchmarks/accuracy/results.py --runs runs/crema_d runs/emobox --tables ablation.json speaker_norm.json
 
 What the page needs of each run is kept beside it, in `docs/results/`, so that runs may come from several machines and
 days: the same experiment done again takes the place of its older run. Nothing in the page is written by hand but its
@@ -39,7 +39,7 @@ ABLATION, KNOWN = "ablation-", "known-"  # how names of their files begin, besid
 INTRO = """\
 # Results
 
-Written by `benchmarks/results.py` from the `metrics.json` of the runs below; the command of each stands with it
+Written by `benchmarks/accuracy/results.py` from the `metrics.json` of the runs below; the command of each stands with it
 (`CORPORA` is the folder of the corpora). UAR is the mean recall over emotions, in percent; chance is 12.5 for eight
 emotions and 16.7 for CREMA-D's six. Intervals are 95 % bootstrap intervals that draw speakers, so they say how far the
 score would move with other people (with two speakers, as in TESS, they say little). Early stopping, learning rate and
@@ -109,7 +109,7 @@ The notebook protocol splits rows at random after augmentation. Most of its test
 same clip with noise or stretched, and every speaker and sentence is shared. Same features, same network, other split:
 """
 
-SPEAKER_NORM = "python benchmarks/speaker_norm.py --run RUN --store STORE"
+SPEAKER_NORM = "python benchmarks/accuracy/speaker_norm.py --run RUN --store STORE"
 
 WITH_SPEAKERS = """\
 ## How many clips of a speaker normalization takes
@@ -125,7 +125,7 @@ class Flags:
 
     Attributes:
         runs: Folders of finished runs to add.
-        tables: Files that `benchmarks/ablation.py --json` and `benchmarks/speaker_norm.py --json` wrote, to add.
+        tables: Files that `benchmarks/accuracy/ablation.py --json` and `benchmarks/accuracy/speaker_norm.py --json` wrote, to add.
         output: The page to write; the figures of its runs lie in a folder of the same name.
     """
 

@@ -1,7 +1,7 @@
 """What clusters do to jobs, done for real on three nodes of this machine, each beside the same job undisturbed.
 
-    python benchmarks/chaos.py --json chaos.json
-    python benchmarks/chaos.py --only "a node goes while featurizing"
+    python benchmarks/faults/chaos.py --json chaos.json
+    python benchmarks/faults/chaos.py --only "a node goes while featurizing"
 
 Workers, nodes and drivers are killed with SIGKILL; object store and disk are made too small. A featurized store must
 hold the same rows to the last bit; a training with as many workers as before must end with the same predictions; an
@@ -25,16 +25,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from featurize import machine, versions  # the benchmark beside this one
-from local_cluster import ROOT, LocalCluster, descendants, kill_tree
 
 from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.speech import made as synthetic
+from ser_ray.speech import made
 from ser_ray.store.shards import METADATA
 from ser_ray.store.store import Store
+
+sys.path.extend(str(Path(__file__).parents[2] / room) for room in ("benchmarks", "tests"))
+
+from local_cluster import ROOT, LocalCluster, descendants, kill_tree
+from shared import write_figures
 
 FEATURIZE, TRAIN = ROOT / "jobs" / "featurize.py", ROOT / "jobs" / "train.py"
 KILLS = 10
@@ -75,7 +78,7 @@ class Chaos:
         if disturb:
             disturb(job)
         job.end()
-        return Store(str(root)).rows([*METADATA, "features"]), job
+        return Store(str(root)).table([*METADATA, "features"]), job
 
     def train(self, name: str, workers: str, disturb: Callable[[Job], None] | None = None) -> tuple[dict, Job]:
         """Train on the undisturbed store; return the scores."""
@@ -281,7 +284,7 @@ def main(argv: list[str]) -> None:
     flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     if unknown := set(flags.only) - set(SCENES):
         raise UserError(f"--only {min(unknown)}: choose from {'; '.join(SCENES)}")
-    data = synthetic.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
+    data = made.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, LocalCluster() as cluster:
         chaos = Chaos(cluster, data, Path(folder))
@@ -292,10 +295,7 @@ def main(argv: list[str]) -> None:
             table.append({"what": name, "same": outcome["same"], **outcome})
             say(f"{name}: {outcome}")
     show_table("Chaos", [{key: row.get(key) for key in ("what", "killed", "same", "seconds", "note")} for row in table])
-    if flags.json:
-        figures = {"undisturbed_featurize_s": undisturbed.seconds, "rows": table}
-        storage.write_json(flags.json, {**figures, "versions": versions(), "machine": machine()})
-        say(f"figures: {flags.json}")
+    write_figures(flags.json, {"undisturbed_featurize_s": undisturbed.seconds, "rows": table})
     if any(row["same"] is False for row in table):
         sys.exit(1)
 

@@ -1,7 +1,7 @@
 """Measure featurization: seconds a clip, the usual notebook against ser_ray.
 
-    python benchmarks/featurize.py --data CORPORA --clips 200 --json kernel.json
-    python benchmarks/featurize.py --data CORPORA --clips 50 --distance
+    python benchmarks/speed/featurize.py --data CORPORA --clips 200 --json kernel.json
+    python benchmarks/speed/featurize.py --data CORPORA --clips 50 --distance
 
 Both take the same real clips in turn, ten by ten, in one process and on one thread each, and make the same three rows
 of 162 features: the clip, the clip with noise, and the clip stretched and pitch-shifted.
@@ -9,12 +9,12 @@ of 162 features: the clip, the clip with noise, and the clip stretched and pitch
 
 from __future__ import annotations
 
-import platform
 import random
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, run_job
-from ser_ray.features.kernels import copies as augment
-from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE
-from ser_ray.features.kernels.spectra import Featurizer  # GONE
+from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE, augment, make_generator
 from ser_ray.features.kernels.spectra import use_one_core
-from ser_ray.features.settings import DEFAULT_AUGMENTATIONS, FeatureConfig, draw_banks  # GONE
 from ser_ray.features.recipe import parse_augmentation
+from ser_ray.features.summary import Summary
 from ser_ray.speech.audio import AudioError, decode
 from ser_ray.speech.corpora import discover
+
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import write_figures
 
 TURN = 10  # clips that one side takes before the other does
 WARM_UP = 10  # clips of each side that are not counted: caches fill, librosa compiles
@@ -64,10 +65,7 @@ def main(argv: list[str]) -> None:
     with threadpool_limits(limits=1):
         use_one_core()
         figures = chain_distance(paths) if values["distance"] else kernel_speed(paths)
-    figures |= {"versions": versions(), "machine": machine()}
-    if values["json"]:
-        storage.write_json(values["json"], figures)
-        say(f"figures: {values['json']}")
+    write_figures(values["json"], figures)
 
 
 def draw_clips(roots: tuple[str, ...], count: int) -> list[str]:
@@ -92,11 +90,10 @@ def draw_clips(roots: tuple[str, ...], count: int) -> list[str]:
 
 def kernel_speed(paths: list[str]) -> dict[str, Any]:
     """Time both sides on the same clips and print a table."""
-    config = FeatureConfig()
-    featurizer = Featurizer(config, draw_banks(config))
+    kernel = Summary().kernel()
 
     def ours(path: str) -> None:
-        featurizer.clip_rows(load(path), path, DEFAULT_AUGMENTATIONS, seed=0)
+        kernel.rows(load(path), path, Summary.augment, seed=0)
 
     sides: dict[str, Callable[[str], Any]] = {"notebook": notebook_rows, "ser_ray": ours}
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -123,10 +120,9 @@ def kernel_speed(paths: list[str]) -> dict[str, Any]:
 
 
 def load(path: str) -> np.ndarray:
-    config = FeatureConfig()
+    features = Summary()
     with open(path, "rb") as file:
-        window = decode(file, sample_rate=RATE, offset_s=config.offset_s, duration_s=config.duration_s)
-    return window.waveform_T
+        return decode(file, sample_rate=RATE, offset_s=features.offset_s, duration_s=features.duration_s).waveform_T
 
 
 def notebook_rows(path: str) -> list[np.ndarray]:
@@ -157,8 +153,8 @@ def chain_distance(paths: list[str]) -> dict[str, Any]:
     for path in paths:
         clip_T = load(path)
         steps = parse_augmentation("stretch+pitch")
-        generator = augment.make_generator(0, path, "stretch+pitch")
-        ours_T = augment.augment(torch.from_numpy(clip_T)[None], steps, generator)[0].numpy()
+        generator = make_generator(0, path, "stretch+pitch")
+        ours_T = augment(torch.from_numpy(clip_T)[None], steps, generator)[0].numpy()
         stretched_T = librosa.effects.time_stretch(clip_T, rate=STRETCH_RATE)
         theirs_T = librosa.effects.pitch_shift(stretched_T, sr=RATE, n_steps=-12 * np.log2(PITCH_RATE))
         one_pass.append(differences(ours_T, theirs_T))
@@ -179,23 +175,6 @@ def differences(actual_T: np.ndarray, expected_T: np.ndarray) -> dict[str, float
         "waveform, relative": float(np.linalg.norm(actual_T - expected_T) / np.linalg.norm(expected_T)),
         "level, dB": float(louder_M.mean()),
         "shape, dB": float(louder_M.std()),
-    }
-
-
-def versions() -> dict[str, str]:
-    packages = ("ser-ray", "torch", "librosa", "numpy", "soundfile", "soxr")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
-
-
-def machine() -> dict[str, Any]:
-    model = ""
-    if platform.system() == "Linux":
-        with open("/proc/cpuinfo") as file:
-            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    return {
-        "system": platform.platform(),
-        "processor": model or platform.processor(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -1,6 +1,6 @@
 """How fast the whole featurize job is, start-up included, against its kernel on every core; and what memory it takes.
 
-    python benchmarks/featurize_job.py --clips 10000 --json featurize_job.json
+    python benchmarks/speed/featurize_job.py --clips 10000 --json featurize_job.json
 
 The clips are made speech. The kernel is what a task does with each clip (read, decode, augment, features), on one
 thread: alone, and in as many processes as there are cores, which share caches and memory. It is timed before the job
@@ -28,20 +28,21 @@ from statistics import mean
 from typing import Any
 
 import pyarrow.parquet as pq
-from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.features.kernels.spectra import Featurizer  # GONE
 from ser_ray.features.kernels.spectra import use_one_core
 from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.features.settings import draw_banks  # GONE
-from ser_ray.speech import made as synthetic
+from ser_ray.speech import made
 from ser_ray.speech.corpora import discover
 from ser_ray.store.task import read_clip
 
-JOB = Path(__file__).parent.parent / "jobs" / "featurize.py"
+sys.path.extend(str(Path(__file__).parents[2] / room) for room in ("benchmarks", "tests"))
+
+from local_cluster import ROOT, descendants
+from shared import pss_mb, write_figures
+
+JOB = ROOT / "jobs" / "featurize.py"
 SAMPLE = 1000  # clips that the kernel is timed on
 WARM_UP = 50  # clips before those, which bring code into memory
 # The job itself, on a Ray of so many CPUs.
@@ -75,7 +76,7 @@ def time_kernel(data: list[str], clips: int) -> float:
     """Return clips per second of one thread, on clips from all over the corpora."""
     use_one_core()
     config = FeaturizeConfig()
-    kernel = Featurizer(config.features, draw_banks(config.features))
+    kernel = config.features.kernel()
     utterances = discover(data).utterances
     sample = utterances[:: max(1, len(utterances) // min(SAMPLE, clips))]
 
@@ -83,7 +84,7 @@ def time_kernel(data: list[str], clips: int) -> float:
         started = time.perf_counter()
         for utterance in sample[:count]:
             _, clip = read_clip(utterance, config.features)
-            kernel.clip_rows(clip.waveform_T, utterance.utterance_id, config.augment, config.seed)
+            kernel.rows(clip.waveform_T, utterance.utterance_id, config.augment, config.seed)
     return len(sample) / (time.perf_counter() - started)
 
 
@@ -144,40 +145,15 @@ def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
     """Note the peak memory of a job's driver and of the largest of its workers until it ends."""
     begun = time.time()
     while job.poll() is None:
-        parents, names = {}, {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                name, _, rest = stat.read_text().partition(" (")[2].rpartition(") ")
-                parents[int(stat.parent.name)], names[int(stat.parent.name)] = int(rest.split()[1]), name
-            except OSError:
-                continue
-        below = {job.pid}
-        while more := {pid for pid, parent in parents.items() if parent in below} - below:
-            below |= more
-        for pid in below:
-            kind = "driver_mb" if pid == job.pid else "worker_mb"
-            if pid == job.pid or names.get(pid, "").startswith("ray::"):
-                peaks[kind] = max(peaks[kind], pss_mb(pid))
+        peaks["driver_mb"] = max(peaks["driver_mb"], pss_mb(job.pid))
+        workers = [pid for pid, name in descendants(job.pid).items() if name.startswith("ray::")]
+        peaks["worker_mb"] = max([peaks["worker_mb"], *map(pss_mb, workers)])
         time.sleep(1 if time.time() - begun < 30 else 5)  # looking costs time itself
-
-
-def pss_mb(pid: int, kind: str = "Pss") -> float:
-    """Return the proportional set size of a process, MB: pages that it shares count by its share.
-
-    Args:
-        pid: The process.
-        kind: `Pss` is all of it, `Pss_Anon` its own data, `Pss_Shmem` what it has of shared memory.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:")), 0.0)
 
 
 def main(argv: list[str]) -> None:
     flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
-    data = synthetic.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
+    data = made.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     before = time_kernel(data, flags.clips), time_all_cores(data, flags.clips, cores)
     runs = {"all cores": time_job(data, None)}
@@ -196,8 +172,6 @@ def main(argv: list[str]) -> None:
         "share_at_once": runs["all cores"]["clips_per_s"] / kernels,
         "scaling": _ratio(*(run["steady_clips_per_s"] for run in runs.values())) if len(runs) == 2 else None,
         "runs": runs,
-        "versions": versions(),
-        "machine": machine(),
     }
     show_table(f"Featurizing {flags.clips} clips", [{"job on": name} | run for name, run in runs.items()])
     say(f"kernel: {kernel:.1f} clips/s on one thread ({before[0]:.1f} before, {after[0]:.1f} after)")
@@ -206,9 +180,7 @@ def main(argv: list[str]) -> None:
     say(f"job, start-up included: {said}; load before: {load:.1f}")
     if figures["scaling"]:
         say(f"from one core to {cores} the steady state is {figures['scaling']:.2f} times as fast")
-    if flags.json:
-        storage.write_json(flags.json, figures)
-        say(f"figures: {flags.json}")
+    write_figures(flags.json, figures)
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

@@ -1,6 +1,6 @@
 """What a manifest of a million clips takes of the driver: finding, planning, resuming and accounting, without Ray.
 
-    python benchmarks/manifest.py --clips 1000000 --json manifest.json
+    python benchmarks/speed/manifest.py --clips 1000000 --json manifest.json
 
 The clips are files of nothing, each of its own size, listed in a table; the shards are what a job would have written,
 with features of zeros. Wanted: at most 2 GB of memory for a million clips.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,21 +21,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray.base import storage
-from ser_ray.base.console import say, show_table
+from ser_ray.base.console import show_table
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.arrays import encode_features, shape_of
 from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.emotions import EMOTIONS
-from ser_ray.store import pipeline as featurize
+from ser_ray.speech.utterance import Utterance
+from ser_ray.store import pipeline
 from ser_ray.store.accounts import settle
 from ser_ray.store.shards import METADATA, row_schema
 from ser_ray.store.store import Store
-from ser_ray.speech.corpora.files import encode
-from ser_ray.store.store import feature_type  # GONE
+
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import write_figures
 
 PER_FOLDER, SPEAKERS = 10_000, 5_000
 
@@ -67,12 +69,11 @@ def make_files(root: Path, clips: int) -> str:
     return str(root / "many.csv")
 
 
-def write_shards(store: Store, clips: list[Any], features: FeatureConfig) -> None:
+def write_shards(store: Store, clips: list[Utterance], type_: pa.DataType) -> None:
     """Write what a job would have."""
-    type_ = feature_type(features)
     schema = row_schema(type_)
-    for start in range(0, len(clips), featurize.MAX_CLIPS_PER_TASK):
-        some = clips[start : start + featurize.MAX_CLIPS_PER_TASK]
+    for start in range(0, len(clips), pipeline.MAX_CLIPS_PER_TASK):
+        some = clips[start : start + pipeline.MAX_CLIPS_PER_TASK]
         given = {
             "duration_s": [3.0] * len(some),
             "sample_rate": [16_000] * len(some),
@@ -83,8 +84,8 @@ def write_shards(store: Store, clips: list[Any], features: FeatureConfig) -> Non
             pa.array(given.get(name) or [getattr(clip, name) for clip in some], schema.field(name).type)
             for name in METADATA
         ]
-        zeros = np.zeros((len(some), features.num_features), np.float32)
-        store.write_shard(pa.Table.from_arrays([*arrays, encode(list(zeros), type_)], schema=schema), [])
+        zeros = np.zeros((len(some), *shape_of(type_)), np.float32)
+        store.write_shard(pa.Table.from_arrays([*arrays, encode_features(list(zeros), type_)], schema=schema), [])
 
 
 def main(argv: list[str]) -> None:
@@ -101,21 +102,18 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         path = measure("(making the files)", lambda: make_files(root, flags.clips))
-        config = FeaturizeConfig(features=FeatureConfig(), augment=("none",))
+        config = FeaturizeConfig(augment=("none",))
         store = Store(str(root / "store"))
-        store.claim(config.settings())
+        store.claim(config)
         manifest = measure("find", lambda: discover([path]))
-        todo = measure("plan", lambda: featurize._plan(store, manifest))
-        measure("(writing shards in the place of workers)", lambda: write_shards(store, todo, config.features))
-        left = measure("plan again: all is there", lambda: featurize._plan(store, manifest))
+        todo = measure("plan", lambda: pipeline._plan(store, manifest))
+        measure("(writing shards in the place of workers)", lambda: write_shards(store, todo, config.features.arrow_type()))
+        left = measure("plan again: all is there", lambda: pipeline._plan(store, manifest))
         measure("account", lambda: settle(store, manifest, 1))
         counts = store.info()["counts"]["many"]
     assert len(todo) == flags.clips and not left and counts["featurized"] == flags.clips
     show_table(f"{flags.clips} clips in the driver", table)
-    if flags.json:
-        figures = {"clips": flags.clips, "steps": table, "versions": versions(), "machine": machine()}
-        storage.write_json(flags.json, figures)
-        say(f"figures: {flags.json}")
+    write_figures(flags.json, {"clips": flags.clips, "steps": table})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What Ray Train costs over a bare loop, and what a second worker brings.
 
-    python benchmarks/train.py --json train.json
+    python benchmarks/speed/train.py --json train.json
 
 The same network takes the same steps on the same log-mel clips (made ones: normal noise of the usual lengths)
 
 - in a bare PyTorch loop with the clips in memory, without Ray or checkpoints, on one thread;
 - in two such loops at once that know nothing of each other: what a second core of this machine brings at all;
-- in `training.fit` under Ray Train, checkpoints included, with one worker on one core;
+- by `training.fit.train` under Ray Train, checkpoints included, with one worker on one core;
 - and there with two workers on two cores, at the same batch size in all, and at the same one for each.
 
 An epoch's time runs from the end of one to the end of the next. Wanted: `epoch_ratio`, Ray's over the bare loop's,
@@ -20,39 +20,34 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
-from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray.base import storage
 from ser_ray.base.cluster import connect
 from ser_ray.base.console import say, show_table
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.experiment.splits import Split
-from ser_ray.features.settings import FeatureConfig  # GONE
-from ser_ray.model.examples import COLUMNS, Examples
-from ser_ray.networks.models import ModelConfig, build  # GONE
-from ser_ray.speech.emotions import EMOTIONS, LabelSet
-from ser_ray.store.store import FORMAT, Store
-from ser_ray.store.shards import METADATA, row_schema
-from ser_ray.speech.corpora.files import encode
-from ser_ray.store.store import feature_type, fingerprint  # GONE
-from ser_ray.training.fit import fit  # GONE
+from ser_ray.features.arrays import shape_of
+from ser_ray.model.examples import Examples
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.speech.emotions import LabelSet
+from ser_ray.store.rows import open_rows
+from ser_ray.training.batches import deal_batches
+from ser_ray.training.fit import train
 from ser_ray.training.frames import FrameAugment
-from ser_ray.training.settings import FrameAugmentConfig
 from ser_ray.training.learner import Learner
-from ser_ray.training.settings import TrainConfig
-from ser_ray.training.learner import deal  # GONE
+from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
+from ser_ray.training.task import Method, Place, Task
 
-FRAMES = (120, 240)  # shortest and longest clip: 2 to 4 seconds
-SHARD = 250
-SPEAKERS = 20
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import make_store, write_figures
+
 BATCH = 32
 # Name, workers, and batch size of each.
 RAY_RUNS = (
@@ -77,62 +72,37 @@ class Flags:
     json: str = ""
 
 
-def make_store(root: str, clips: int, frames: tuple[int, int] = FRAMES) -> Store:
-    """Write a store of clips of noise, of drawn lengths, all emotions in turn, by twenty speakers."""
-    features, draw = FeatureConfig.for_kind("log_mel"), np.random.default_rng(0)
-    type_ = feature_type(features)
-    store = Store(storage.normalize(root))
-    for start in range(0, clips, SHARD):
-        names = [f"noise/{i:06}" for i in range(start, min(start + SHARD, clips))]
-        values = [draw.normal(-50, 15, (draw.integers(*frames), features.n_mels)).astype(np.float32) for _ in names]
-        texts = {name: [""] * len(names) for name in METADATA}
-        texts |= {"utterance_id": names, "emotion": [EMOTIONS[int(name[-6:]) % len(EMOTIONS)] for name in names]}
-        texts |= {"augmentation": ["none"] * len(names), "duration_s": [3.0] * len(names)}
-        texts |= {"corpus": ["noise"] * len(names), "sha256": names}
-        texts |= {"speaker_id": [f"noise_{int(name[-6:]) // len(EMOTIONS) % SPEAKERS}" for name in names]}
-        texts |= {"sample_rate": [16_000] * len(names)}
-        schema = row_schema(type_)
-        arrays = [pa.array(texts[name], schema.field(name).type) for name in METADATA]
-        store.write_shard(pa.Table.from_arrays([*arrays, encode(values, type_)], schema=schema), [])
-    settings = {"features": vars(features), "augmentations": ["none"], "seed": 0}
-    facts = {"format": FORMAT, "fingerprint": fingerprint(settings), "clips_digest": "", "complete": True}
-    store.write_info({**settings, **facts, "counts": {"noise": {"featurized": clips}}})
-    return store
-
-
-def time_bare(store: Store, parts: Split, config: TrainConfig) -> list[float]:
+def time_bare(task: Task) -> list[float]:
     """Return the seconds of each epoch but the first in a loop without Ray."""
+    method, config = task.method, task.method.config
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    rows, features = store.rows(COLUMNS), FeatureConfig(**store.info()["features"])
-    train, validation = (Examples.from_rows(rows.take(part), parts.labels) for part in (parts.train, parts.validation))
-    network = build(ModelConfig(), features.n_mels, len(EMOTIONS))
+    train, validation = (Examples.from_rows(rows, method.labels) for rows in (task.train, task.validation))
+    network = method.network.build(shape_of(method.features.arrow_type()), len(method.labels.names))
     all_N = torch.arange(len(train))
     network.standardize.set(*train.statistics(all_N))
-    augment = FrameAugment(FrameAugmentConfig(), features, network.standardize.mean_F.clone(), config.seed)
-    counts_GC = torch.bincount(train.targets, minlength=len(EMOTIONS))[None]
-    learner = Learner(network, config, counts_GC, augment, FrameAugmentConfig.mixup)
+    augment = FrameAugment(method.changes, method.features, network.standardize.mean_F.clone(), config.seed)
+    learner = Learner(network, config, torch.from_numpy(task.counts()), augment)
     ends = []
     for epoch in range(1, config.epochs + 1):
-        batches = deal(all_N, config, epoch)
+        batches = deal_batches(all_N, config, epoch)
         learner.train_epoch(epoch, ((train, index_B) for index_B in batches), len(batches))
         learner.validate(validation)
         ends.append(time.time())
     return np.diff(ends).tolist()
 
 
-def time_two_bare(store: Store, parts: Split, config: TrainConfig) -> list[float]:
+def time_two_bare(task: Task) -> list[float]:
     """Return what `time_bare` does, halved, for two processes at once: the seconds for an epoch's clips."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        both = [pool.submit(time_bare, store, parts, config) for _ in range(2)]
+        both = [pool.submit(time_bare, task) for _ in range(2)]
         return [seconds / 2 for one in both for seconds in one.result()]
 
 
-def time_ray(store: Store, parts: Split, config: TrainConfig, root: str) -> tuple[list[float], float]:
+def time_ray(task: Task, workers: int) -> tuple[list[float], float]:
     """Return the seconds of each epoch but the first under Ray Train, and those of the start."""
     started = time.time()
-    network, changes = ModelConfig(), FrameAugmentConfig()
-    fitted = fit(store, parts, parts.labels, network, config, changes, root, lambda epoch: None)
+    fitted = train(task, Place(Compute(num_workers=str(workers), device="cpu")), lambda epoch: None)
     ends = [epoch["time"] for epoch in fitted.history]
     return np.diff(ends).tolist(), ends[0] - started - fitted.history[0]["seconds"]
 
@@ -141,22 +111,19 @@ def main(argv: list[str]) -> None:
     flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        store = make_store(f"{folder}/store", flags.clips)
-        indices, held_out = np.arange(flags.clips), np.arange(min(100, flags.clips))
-        parts = Split(indices, held_out, held_out, LabelSet(), "", {})
-        config = TrainConfig.for_model("log_mel_resnet", epochs=flags.epochs + 1, batch_size=BATCH, patience=1000)
-        runs: dict[str, Any] = {"bare loop": {"epoch_s": time_bare(store, parts, config)}}
+        rows = open_rows(make_store(f"{folder}/store", flags.clips))
+        config = TrainConfig.usual(LogMelResNetSpec, epochs=flags.epochs + 1, batch_size=BATCH, patience=1000)
+        method = Method(LogMelResNetSpec(), rows.recipe.features, LabelSet(), config, FrameAugmentConfig())
+        task = Task(method, rows, rows.take(np.arange(min(100, flags.clips))), f"{folder}/bare")
+        runs: dict[str, Any] = {"bare loop": {"epoch_s": time_bare(task)}}
         if cores > 1:
-            runs["two bare loops"] = {"epoch_s": time_two_bare(store, parts, config)}
+            runs["two bare loops"] = {"epoch_s": time_two_bare(task)}
         for name, workers, batch_size in RAY_RUNS[: 3 if cores > 1 else 1]:
             os.environ |= {"RAY_ADDRESS": "", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # as a job's own Ray
             ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
             connect()
-            wish = TrainConfig.for_model(
-                "log_mel_resnet",
-                **{**vars(config), "num_workers": str(workers), "batch_size": batch_size, "device": "cpu"},
-            )
-            epochs, start = time_ray(store, parts, wish, f"{folder}/{name}")
+            own = replace(method, config=replace(config, batch_size=batch_size))
+            epochs, start = time_ray(replace(task, method=own, root=f"{folder}/{name}"), workers)
             runs[name] = {"epoch_s": epochs, "start_s": start}
             ray.shutdown()
     medians = {name: float(np.median(run["epoch_s"])) for name, run in runs.items()}
@@ -171,8 +138,6 @@ def main(argv: list[str]) -> None:
         "two_workers_large": one / two_large if two_large else None,
         "two_bare": bare / two_bare if two_bare else None,
         "runs": runs,
-        "versions": versions(),
-        "machine": machine(),
     }
     table = [
         {"run": name, "epoch s (median)": s, "clips/s": flags.clips / s, "start s": runs[name].get("start_s", 0.0)}
@@ -184,9 +149,7 @@ def main(argv: list[str]) -> None:
         say(f"two workers on two cores: {figures['two_workers']:.2f} times the clips per second of one on one,")
         say(f"{figures['two_workers_large']:.2f} times with as large a batch each")
         say(f"two bare loops at once: {figures['two_bare']:.2f} times those of one")
-    if flags.json:
-        storage.write_json(flags.json, figures)
-        say(f"figures: {flags.json}")
+    write_figures(flags.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a search brings, and what it costs: TPE with early stopping against random search, side by side, and in memory.
 
-    python benchmarks/tune.py --data CORPORA --json tune.json
+    python benchmarks/speed/tune.py --data CORPORA --json tune.json
 
 - A narrow `log_mel_resnet` on the first EmoBox fold of RAVDESS, judged on its validation speakers; the tested ones are
   never read. Random search trains `--trials` settings to the end. TPE with ASHA may spend as many epochs: wanted is a
@@ -15,40 +15,44 @@ Nothing else should run on the machine. Each part can be left out, and run by it
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from featurize import machine, versions  # the benchmarks beside this one
-from featurize_job import pss_mb
-from local_cluster import descendants
-from train import FRAMES, make_store
 
-from ser_ray.base import storage
 from ser_ray.base.cluster import connect
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.experiment.experiment import Experiment
+from ser_ray.experiment.experiment import Experiment, choose_rows
 from ser_ray.experiment.protocols import SplitConfig
-from ser_ray.features.settings import FeatureConfig  # GONE
+from ser_ray.features.log_mel import LogMel
 from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.networks.models import ModelConfig  # GONE
-from ser_ray.search.search import search  # GONE
-from ser_ray.search.space import DEFAULTS  # GONE
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.networks.space import Space
+from ser_ray.scores.run_folder import RunFolder
+from ser_ray.search.search import Search, try_settings
 from ser_ray.search.space import TuneConfig
 from ser_ray.speech.corpora import discover
 from ser_ray.store.pipeline import featurize
+from ser_ray.store.rows import open_rows
 from ser_ray.store.store import Store
-from ser_ray.training.settings import TrainConfig
+from ser_ray.training.settings import Compute, TrainConfig
 
-SPACE = {name: domain for name, domain in DEFAULTS["log_mel_resnet"].items() if name not in ("width", "depth")}
+sys.path.extend(str(Path(__file__).parents[2] / room) for room in ("benchmarks", "tests"))
+
+from local_cluster import descendants
+from shared import FRAMES, make_store, pss_mb, write_figures
+
+SPACE = {name: domain for name, domain in LogMelResNetSpec.space.items() if name not in ("width", "depth")}
 MANY = 8  # trials whose memory is compared with that of one
 SHORT = (4, 8)  # frames of the clips whose memory is taken off that of usual ones: what is left are rows
 MEMORY_EPOCHS = 2
@@ -96,13 +100,20 @@ def ray_of(cpus: int) -> Iterator[None]:
 
 
 def experiment_of(flags: Flags, seed: int) -> Experiment:
-    train = TrainConfig.for_model("log_mel_resnet", epochs=flags.epochs, seed=seed, device="cpu")
     return Experiment(
         corpus=("ravdess",),
         split=SplitConfig("emobox"),
-        model=ModelConfig(width=flags.width),
-        train=train,
+        network=LogMelResNetSpec(width=flags.width),
+        train=TrainConfig.usual(LogMelResNetSpec, epochs=flags.epochs, seed=seed),
     )
+
+
+def search(
+    store: Store, experiment: Experiment, config: TuneConfig, folder: str, space: Space = SPACE
+) -> list[dict[str, Any]]:
+    """Return the trials of a search on CPUs, in the order in which they ended."""
+    rows = choose_rows(open_rows(store), experiment)
+    return try_settings(rows, Search(experiment, config, space, Compute(device="cpu")), RunFolder(folder))
 
 
 def compare_searches(store: Store, flags: Flags, folder: str) -> dict[str, Any]:
@@ -112,9 +123,9 @@ def compare_searches(store: Store, flags: Flags, folder: str) -> dict[str, Any]:
         todo = experiment_of(flags, seed)
         budget = flags.trials * flags.epochs
         wish = TuneConfig(num_samples=flags.trials, search="random", early_stopping=False)
-        drawn = search(store, todo, wish, SPACE, f"{folder}/random-{seed}", "")
+        drawn = search(store, todo, wish, f"{folder}/random-{seed}")
         wish = TuneConfig(num_samples=3 * flags.trials)  # more than the budget allows: the rest does not count
-        sought = search(store, todo, wish, SPACE, f"{folder}/tpe-{seed}", "")
+        sought = search(store, todo, wish, f"{folder}/tpe-{seed}")
         best = max(trial["curve"][-1] for trial in drawn if trial["curve"])
         spent, reached, equal = 0, 0.0, None
         for trial in sought:
@@ -148,7 +159,7 @@ def time_side_by_side(store: Store, flags: Flags, folder: str) -> list[tuple[flo
             with ray_of(cpus):
                 wish = TuneConfig(num_samples=flags.timed, search="random", early_stopping=False)
                 started = time.time()
-                search(store, experiment_of(flags, 0), wish, SPACE, f"{folder}/at-{cpus}-{turn}", "")
+                search(store, experiment_of(flags, 0), wish, f"{folder}/at-{cpus}-{turn}")
                 pair.append(time.time() - started)
         seconds.append(tuple(pair))
     return seconds
@@ -167,16 +178,14 @@ def measure_trials(store: Store, trials: int, folder: str) -> tuple[float, list[
                 if name.startswith(TRIAL):
                     own[pid] = max(own.get(pid, 0.0), pss_mb(pid, "Pss_Anon"))
 
-    todo = Experiment(
-        model=ModelConfig(width=4), train=TrainConfig.for_model("log_mel_resnet", epochs=MEMORY_EPOCHS, device="cpu")
-    )
+    network = LogMelResNetSpec(width=4)
+    todo = Experiment(network=network, train=TrainConfig.usual(network, epochs=MEMORY_EPOCHS))
     with ray_of(MANY):
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
             wish = TuneConfig(num_samples=trials, search="random", early_stopping=False, max_concurrent=trials)
-            space = {"learning_rate": DEFAULTS["log_mel_resnet"]["learning_rate"]}
-            search(store, todo, wish, space, folder, "")
+            search(store, todo, wish, folder, {"learning_rate": SPACE["learning_rate"]})
         finally:
             over.set()
             watcher.join()
@@ -209,7 +218,7 @@ def compare_memory(flags: Flags, folder: str) -> dict[str, Any]:
             )
         )
         rows[f"{trials} trials"] = shared + trials * own
-    rows["decoded"] = 1000 * (stores["usual"].decoded_gb() - stores["short"].decoded_gb())
+    rows["decoded"] = 1000 * (open_rows(stores["usual"]).decoded_gb - open_rows(stores["short"]).decoded_gb)
     return rows
 
 
@@ -220,7 +229,7 @@ def main(argv: list[str]) -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         with ray_of(os.cpu_count() or 1):
-            config = FeaturizeConfig(features=FeatureConfig.for_kind("log_mel"))
+            config = FeaturizeConfig(LogMel())
             store = featurize(discover(flags.data), config, f"{folder}/store")
             figures = compare_searches(store, flags, folder) if flags.seeds else {}
         if flags.timed:
@@ -239,10 +248,8 @@ def main(argv: list[str]) -> None:
     if flags.memory_clips:
         say(f"rows of {MANY} trials take {figures['memory_ratio']:.2f} times the memory of those of one")
     say(f"load before: {load:.1f}")
-    if flags.json:
-        facts = {"trials": flags.trials, "epochs": flags.epochs, "width": flags.width, "load_before": load}
-        storage.write_json(flags.json, {**facts, **figures, "versions": versions(), "machine": machine()})
-        say(f"figures: {flags.json}")
+    facts = {"trials": flags.trials, "epochs": flags.epochs, "width": flags.width, "load_before": load}
+    write_figures(flags.json, {**facts, **figures})
 
 
 def _said(run: dict[str, Any]) -> dict[str, Any]:

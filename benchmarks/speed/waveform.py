@@ -1,6 +1,6 @@
 """What it costs to augment sound while training, beside changing stored log-mel frames.
 
-    python benchmarks/waveform.py --data CORPORA --clips 300 --json waveform.json
+    python benchmarks/speed/waveform.py --data CORPORA --clips 300 --json waveform.json
 
 Training could keep 16-bit samples, change the sound and make the frames anew in every epoch, or keep frames and change
 these, as it does. Timed on the same clips, for one clip of one epoch: noise, stretch and pitch shift of the samples and
@@ -11,34 +11,38 @@ one thread.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from featurize import machine, versions  # the benchmark beside this one
 
-from ser_ray.base import storage
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
-from ser_ray.features.kernels.spectra import Featurizer  # GONE
-from ser_ray.features.settings import FeatureConfig, draw_banks  # GONE
+from ser_ray.features.arrays import shape_of
+from ser_ray.features.log_mel import LogMel
+from ser_ray.features.spec import Kernel
 from ser_ray.model.examples import Examples
-from ser_ray.networks.models import ModelConfig, build  # GONE
+from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.speech.audio import AudioError
 from ser_ray.speech.corpora import discover
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.speech.utterance import Utterance
 from ser_ray.store.task import read_clip
+from ser_ray.training.batches import deal_batches
 from ser_ray.training.frames import FrameAugment
-from ser_ray.training.settings import FrameAugmentConfig
 from ser_ray.training.learner import Learner
-from ser_ray.training.settings import TrainConfig
-from ser_ray.training.learner import deal  # GONE
+from ser_ray.training.settings import FrameAugmentConfig, TrainConfig
+
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import write_figures
 
 ON_SOUND = ("noise+stretch+pitch",)
 ROUNDS = 5
@@ -61,20 +65,20 @@ class Flags:
     json: str = ""
 
 
-def read_waveforms(data: tuple[str, ...], clips: int, config: FeatureConfig) -> dict[str, np.ndarray]:
+def read_waveforms(data: tuple[str, ...], clips: int, features: LogMel) -> dict[str, np.ndarray]:
     """Return the samples of some clips, float32 at 16 kHz, by the clips' ids; of those that can be read."""
     found: list[Utterance] = discover(data).utterances
     waveforms = {}
     for clip in found[:: max(1, len(found) // clips)][:clips]:
         with suppress(AudioError):
-            waveforms[clip.utterance_id] = read_clip(clip, config)[1].waveform_T
+            waveforms[clip.utterance_id] = read_clip(clip, features)[1].waveform_T
     return waveforms
 
 
-def change_sound(kernel: Featurizer, waveforms: dict[str, np.ndarray], epoch: int) -> None:
+def change_sound(kernel: Kernel, waveforms: dict[str, np.ndarray], epoch: int) -> None:
     """Change each clip's samples and make its frames."""
     for name, waveform_T in waveforms.items():
-        kernel.clip_rows(waveform_T, name, ON_SOUND, epoch)
+        kernel.rows(waveform_T, name, ON_SOUND, epoch)
 
 
 def change_frames(changes: FrameAugment, examples: Examples, batches: list[torch.Tensor], epoch: int) -> None:
@@ -94,23 +98,22 @@ def main(argv: list[str]) -> None:
         raise UserError("--data is missing: name the folders that hold your corpora")
     torch.set_num_threads(1)
     load, device = os.getloadavg()[0], torch.device(flags.device)
-    features = FeatureConfig.for_kind("log_mel")
-    kernel = Featurizer(features, draw_banks(features)).to(device)
+    features, labels = LogMel(), LabelSet().names
+    kernel = features.kernel().to(device)
     waveforms = read_waveforms(flags.data, flags.clips, features)
-    rows = [kernel.clip_rows(waveform_T, name, ("none",), 0)[0] for name, waveform_T in waveforms.items()]
+    rows = [kernel.rows(waveform_T, name, ("none",), 0)[0] for name, waveform_T in waveforms.items()]
     count = len(rows)
     offsets = torch.tensor([0, *np.cumsum([len(row_TM) for row_TM in rows])])
     zeros = torch.zeros(count, dtype=torch.long)
-    targets, keys = torch.arange(count) % len(LabelSet().names), torch.arange(count)
-    examples = Examples(torch.from_numpy(np.concatenate(rows)), offsets, targets, keys, zeros).to(device)
+    targets, keys = torch.arange(count) % len(labels), torch.arange(count)
+    examples = Examples(torch.from_numpy(np.concatenate(rows)), offsets, targets, keys, zeros, framed=True).to(device)
     torch.manual_seed(0)
-    network = build(ModelConfig(), features.num_features, len(LabelSet().names)).to(device)
+    network = LogMelResNetSpec().build(shape_of(features.arrow_type()), len(labels)).to(device)
     network.standardize.set(*(values.to(device) for values in examples.statistics(keys.to(device))))
     changes = FrameAugment(FrameAugmentConfig(), features, network.standardize.mean_F.clone(), 0)
-    config = replace(TrainConfig.for_model("log_mel_resnet"), device=flags.device)
-    counts_GC = torch.bincount(targets)[None]
-    learner = Learner(network, config, counts_GC, changes, FrameAugmentConfig.mixup)
-    batches = deal(keys.to(device), config, 1)
+    config = TrainConfig.usual(LogMelResNetSpec)
+    learner = Learner(network, config, torch.bincount(targets)[None], changes)
+    batches = deal_batches(keys.to(device), config, 1)
 
     ways: dict[str, Callable[[int], None]] = {
         "change sound, make frames": partial(change_sound, kernel, waveforms),
@@ -136,11 +139,8 @@ def main(argv: list[str]) -> None:
     ratio = (step - frames + sound) / step
     say(f"trained on sound an epoch would take {ratio:.2f} times as long; load before: {load:.1f}")
     say("memory a clip: " + ", ".join(f"{size / count / 1000:.0f} kB as {name}" for name, size in sizes.items()))
-    if flags.json:
-        figures = {"clips": count, "seconds": medians, "bytes": sizes, "times_as_long": ratio}
-        figures |= {"device": flags.device, "load_before": load, "versions": versions(), "machine": machine()}
-        storage.write_json(flags.json, figures)
-        say(f"figures: {flags.json}")
+    figures = {"clips": count, "seconds": medians, "bytes": sizes, "times_as_long": ratio}
+    write_figures(flags.json, {**figures, "device": flags.device, "load_before": load})
 
 
 if __name__ == "__main__":

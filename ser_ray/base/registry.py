@@ -1,7 +1,9 @@
-"""What callers add to what is built in: corpora, kinds of features and networks, each found by its name.
+"""What callers add to the kinds of things that ser_ray knows by name: a corpus, features, a network.
 
-A registry is a dictionary of this process. Nothing on disk can add to it: a file that names what nobody registered is
-refused, and no file makes Python import anything.
+    from ser_ray.base.registry import register_spec
+    register_spec("corpus", my_corpus.NAME, my_corpus)
+
+A kind's own room says what its specs hold and joins them to those that are built in. Nothing here knows of speech.
 """
 
 from __future__ import annotations
@@ -10,26 +12,26 @@ from typing import Any
 
 from ser_ray.base.errors import UserError
 
-_REGISTERED: dict[str, dict[str, Any]] = {}
+_SPECS: dict[str, dict[str, Any]] = {}  # kind → name → spec
 
 
 def register_spec(kind: str, name: str, spec: Any) -> None:
-    """Add a specification under a name; the same one may be added again.
+    """Add a spec of some kind for the rest of this process.
 
     Args:
-        kind: What it specifies, such as `network`.
-        name: By which it is found.
-        spec: Whatever that kind asks for.
+        kind: What the spec is, such as `corpus`.
+        name: By which it is found; one of a kind has it.
+        spec: Whatever the kind's room asks for. The same object may be added again, as a notebook's cell does that
+            runs twice.
 
     Raises:
-        UserError: The name is taken by another one.
+        UserError: Another spec of the kind has the name.
     """
-    known = _REGISTERED.setdefault(kind, {})
-    if known.get(name, spec) is not spec:
-        raise UserError(f"there is a {kind} {name} already: register yours under another name")
-    known[name] = spec
+    specs = _SPECS.setdefault(kind, {})
+    if specs.setdefault(name, spec) is not spec:
+        raise UserError(f"the {kind} {name} is registered already, as another object: choose another name")
 
 
 def registered_specs(kind: str) -> tuple[Any, ...]:
-    """Return what callers added of a kind, in their order."""
-    return tuple(_REGISTERED.get(kind, {}).values())
+    """Return the specs of a kind that callers added, in the order in which they came."""
+    return tuple(_SPECS.get(kind, {}).values())

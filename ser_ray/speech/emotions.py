@@ -10,21 +10,24 @@ from ser_ray.base.errors import UserError
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 SIX = ("neutral", "happy", "sad", "angry", "fearful", "disgust")
 
+# Words and usual abbreviations of three letters. Shorter codes belong to one corpus, whose own room knows them: `A` is
+# angry in SAVEE and fearful (Angst) in EMO-DB.
 _SYNONYMS = {
-    "neutral": "neutral neutrality neu n",
-    "calm": "calm calmness cal relaxed",
-    "happy": "happy happiness hap joy joyful h",
-    "sad": "sad sadness sa",
-    "angry": "angry anger ang a",
-    "fearful": "fearful fear fea scared afraid f",
-    "disgust": "disgust disgusted dis d",
-    "surprised": "surprised surprise sur su ps pleasant_surprise pleasant_surprised",
+    "neutral": "neutral neutrality neu",
+    "calm": "calm calmness relaxed cal",
+    "happy": "happy happiness joy joyful hap",
+    "sad": "sad sadness",
+    "angry": "angry anger ang",
+    "fearful": "fearful fear scared afraid fea",
+    "disgust": "disgust disgusted dis",
+    "surprised": "surprised surprise pleasant_surprise pleasant_surprised sur",
 }
 _CANONICAL = {word: emotion for emotion, words in _SYNONYMS.items() for word in words.split()}
+_KNOWN = ", ".join(f"{e} ({', '.join(words.split()[1:])})".replace("_", " ") for e, words in _SYNONYMS.items())
 
 
 def parse_emotion(text: str) -> str:
-    """Map a label as corpora write it to one of `EMOTIONS`.
+    """Map a label, as a table or a flag writes it, to one of `EMOTIONS`.
 
     Args:
         text: A label in any case, with spaces, hyphens or underscores between words.
@@ -33,12 +36,17 @@ def parse_emotion(text: str) -> str:
         The canonical label.
 
     Raises:
-        ValueError: The label is none of the eight emotions nor a known synonym; the message names it.
+        ValueError: The label is none of the eight emotions nor a known synonym; the message names it, and the words
+            that are known.
     """
-    word = "_".join(text.strip().lower().replace("-", " ").replace("_", " ").split())
-    if word not in _CANONICAL:
-        raise ValueError(f"unknown emotion {text!r}")
-    return _CANONICAL[word]
+    emotion = _CANONICAL.get(text) or _CANONICAL.get(_word(text))
+    if emotion is None:
+        raise ValueError(f"unknown emotion {text!r}: known words are {_KNOWN}")
+    return emotion
+
+
+def _word(text: str) -> str:
+    return "_".join(text.strip().lower().replace("-", " ").replace("_", " ").split())
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,10 @@ def parse_labels(words: Sequence[str]) -> LabelSet:
                 merged[parse_emotion(source)] = parse_emotion(target)
             else:
                 names.add(parse_emotion(source))
-        except ValueError as error:
+        except ValueError:
             raise UserError(
-                f"--labels: {error}; choose all, six, merges such as calm=neutral, or some of: {', '.join(EMOTIONS)}"
+                f"--labels: unknown emotion in {word!r}; choose all, six, merges such as calm=neutral, or some of: "
+                f"{', '.join(EMOTIONS)}"
             ) from None
     kept = tuple(name for name in EMOTIONS if name in (names or set(EMOTIONS)) and name not in merged)
     stray = [target for target in merged.values() if target not in kept]

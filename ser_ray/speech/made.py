@@ -7,7 +7,8 @@ here; `voice` makes the sound.
 
 writes clips of RAVDESS, CREMA-D, TESS and SAVEE in turn, such as `made/ravdess/Actor_12/03-01-06-01-02-01-12.wav`, at
 any point balanced over each corpus's speakers and emotions, until their names are used up (3,278 clips). What is
-beyond goes to `made/synthetic_more/` with the table `synthetic.csv`, about 75 KB a clip.
+beyond goes to `made/synthetic_more/` with the table `synthetic.csv`, about 75 KB a clip. The folder, and each corpus's
+own folder in it, holds `made_speech.json`, so that clips are known for made wherever either is copied.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from itertools import zip_longest
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ser_ray.base import storage
 from ser_ray.base.console import track
 from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora import crema_d, ravdess, savee, tess
+from ser_ray.speech.corpora.marker import MARKER, read_marker
 from ser_ray.speech.emotions import EMOTIONS
 from ser_ray.speech.utterance import Utterance
 from ser_ray.speech.voice import SETTINGS, VERSION, waveform
 
 CHUNK = 250  # clips that a process makes at a time
-MARKER = "made_speech.json"
 
 CREMA_D_SENTENCES = ("DFA", "IOM", "ITS", "IWL", "IWW", "TAI", "TSI")  # which no actor up to 1024 lacks
 TESS_FOLDERS = {  # where they are not named as their clips are
@@ -147,6 +148,26 @@ def _write_table(path: str, indices: range) -> None:
     storage.write(path, fill)
 
 
+def _is_done(root: str, wanted: dict[str, Any]) -> bool:
+    """Tell whether a folder holds the wanted clips already; what it holds so far is told by its marker.
+
+    Raises:
+        UserError: The folder holds something else, other made speech, or more of it than wanted.
+    """
+    found = read_marker(root)
+    if not wanted.keys() <= found.keys():
+        if os.path.exists(root) and not (os.path.isdir(root) and not os.listdir(root)):
+            raise UserError(f"{root} is no empty folder and holds no made speech: choose a new or empty folder")
+        return False
+    version, seed, clips = (wanted[name] for name in ("version", "seed", "clips"))
+    if (found["version"], found["seed"]) != (version, seed) or found["clips"] > clips:
+        raise UserError(
+            f"{root} holds {found['clips']} made clips, seed {found['seed']}, version {found['version']}; "
+            f"wanted are {clips}, seed {seed}, version {version}: choose another folder or delete this one"
+        )
+    return found == wanted
+
+
 def write(root: str, clips: int = 480, seed: int = 0, processes: int | None = None) -> list[str]:
     """Write made speech: speech-like clips in the names and formats of RAVDESS, CREMA-D, TESS and SAVEE.
 
@@ -173,18 +194,11 @@ def write(root: str, clips: int = 480, seed: int = 0, processes: int | None = No
     table, marker = storage.join(root, TABLE), storage.join(root, MARKER)
     data = [root, table] if clips > len(_named()) else [root]
     wanted = {"version": VERSION, "seed": seed, "clips": clips, "finished": True}
-    if os.path.exists(marker):
-        found = storage.read_json(marker)
-        if found == wanted:
-            return data
-        if (found["version"], found["seed"]) != (VERSION, seed) or found["clips"] > clips:
-            raise UserError(
-                f"{root} holds {found['clips']} made clips, seed {found['seed']}, version {found['version']}; "
-                f"wanted are {clips}, seed {seed}, version {VERSION}: choose another folder or delete this one"
-            )
-    elif os.path.exists(root) and not (os.path.isdir(root) and not os.listdir(root)):
-        raise UserError(f"{root} is no empty folder and holds no made speech: choose a new or empty folder")
+    if _is_done(root, wanted):
+        return data
     storage.write_json(marker, wanted | {"finished": False})
+    for folder in {clip_at(i).path.partition("/")[0] for i in (*range(min(clips, 4)), clips - 1)}:  # corpora in turn
+        storage.write_json(storage.join(root, folder, MARKER), {"version": VERSION, "seed": seed})
 
     chunks = [range(start, min(start + CHUNK, clips)) for start in range(0, clips, CHUNK)]
     if processes is None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from sys import intern
 
-from ser_ray.speech.corpora.grammar import decode
+from ser_ray.speech.corpora.grammar import decode_field
 from ser_ray.speech.utterance import Utterance
 
 NAME = "crema_d"
@@ -61,11 +61,11 @@ def parse(path: str) -> Utterance | None:
     utterance = Utterance(
         utterance_id=f"crema_d/{actor}_{sentence}_{emotion}_{level}",
         corpus=NAME,
-        gender=decode("actor", actor, _GENDERS),
+        gender=decode_field("actor", actor, _GENDERS),
         speaker_id=intern(f"crema_d_{actor}"),
-        emotion=decode("emotion", emotion, _EMOTIONS),
-        intensity=decode("level", level, _LEVELS),
-        sentence_id=decode("sentence", sentence, _SENTENCES),
+        emotion=decode_field("emotion", emotion, _EMOTIONS),
+        intensity=decode_field("level", level, _LEVELS),
+        sentence_id=decode_field("sentence", sentence, _SENTENCES),
         channel="speech",
         path=path,
     )

@@ -1,33 +1,36 @@
-"""Audio files below a folder or URI: listed, looked up one by one, and compared by content."""
+"""Files below a folder or URI: those that hold sound, and what else is there."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import posixpath
 import stat
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
 from urllib.parse import quote
 
 from pyarrow import fs
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.speech.utterance import Utterance
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset({
     ".wav", ".wave", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf",
     ".m4a", ".aac", ".wma",
 })
+MEDIA_SUFFIXES = frozenset({  # video, and sound that is not read here: such a file is a clip, but one to be converted
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".flv", ".f4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2",
+    ".ogv", ".mts", ".m2ts", ".vob", ".rm", ".swf",
+    ".sph", ".nist", ".amr", ".awb", ".weba", ".mka", ".m4b", ".mp2", ".mpga", ".mpc", ".ape", ".wv", ".tta", ".spx",
+    ".ac3", ".eac3", ".dts", ".ra", ".gsm", ".voc", ".vox", ".raw", ".pcm", ".g722", ".dss", ".ds2", ".dsf", ".alac",
+})
+ARCHIVE_SUFFIXES = frozenset({
+    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar",
+})
+TABLE_SUFFIXES = (".csv", ".parquet")
 # fmt: on
-_SAMPLE_BYTES = 4096
-_THREADS = 16
-_BATCH = 64
-_T = TypeVar("_T")
+_CONVERT = "such as by `ffmpeg -i NAME{0} NAME.wav`"
 
 
 class AudioFile(NamedTuple):
@@ -46,67 +49,103 @@ class AudioFile(NamedTuple):
     problem: str = ""
 
 
-def is_audio(name: str) -> bool:
-    """Tell by its suffix whether a file is meant to hold audio."""
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+class Folder(NamedTuple):
+    """One folder, without those in it.
+
+    Attributes:
+        path: By which it was reached.
+        identity: The same by whatever links the folder is reached.
+        files: Sound and video. Those that cannot be used have a problem, and so has a folder that cannot be listed.
+        others: The names of all other files.
+    """
+
+    path: str
+    identity: Hashable
+    files: list[AudioFile]
+    others: list[str]
 
 
-def walk(root: str) -> Iterator[tuple[Hashable, list[AudioFile]]]:
-    """List the audio files at any depth below a folder.
+def suffix_of(name: str) -> str:
+    """Return a file's suffix in lower case, such as `.wav`."""
+    return os.path.splitext(name)[1].lower()
+
+
+def needs_conversion(path: str) -> str:
+    """Say what to do with video, or sound of a format that is not read here; empty for other files, by their suffix."""
+    suffix = suffix_of(path)
+    return f"{suffix} files are not read: convert it, {_CONVERT.format(suffix)}" if suffix in MEDIA_SUFFIXES else ""
+
+
+def walk(root: str) -> Iterator[Folder]:
+    """List the files at any depth below a folder; what a Git repository keeps for itself (`.git`) is passed over.
 
     Args:
         root: Local folder, whose links are followed, or URI, listed in one go.
 
-    Yields:
-        For each folder an identity, the same by whatever links the folder is reached, and its audio files. Those that
-        cannot be used, and folders that cannot be listed, come as files with a problem.
-
     Raises:
         UserError: The root is not there or cannot be listed.
     """
+    if suffix_of(root) in ARCHIVE_SUFFIXES and not os.path.isdir(root):
+        raise UserError(f"{root} is an archive: unpack it, and name the folder")
     files, inner = storage.filesystem(root)
     if isinstance(files, fs.LocalFileSystem):
         if not os.path.isdir(inner):
-            raise UserError(f"{root} is no folder: name one that is there, a CSV or Parquet table, or a URI")
+            what = "a file, and no folder" if os.path.exists(inner) else "no folder"
+            raise UserError(f"{root} is {what}: name one that is there, a CSV or Parquet table, or a URI")
         yield from _walk_local(inner)
         return
     try:
-        listed = _list(root, recursive=True)
+        listed = list_entries(root, recursive=True)
     except FileNotFoundError:
         raise UserError(f"{root} is not there: name a folder, a CSV or Parquet table, or a URI that is") from None
     except OSError as error:
         raise UserError(f"cannot list {root}: {one_line(error)}") from None
-    folders = defaultdict(list)
-    for file in listed:
-        folders[file.path.rpartition("/")[0]].append(file)
-    yield from folders.items()
+    folders: dict[str, Folder] = {}
+    for name, file in listed:
+        if file is not None and "/.git/" not in f"/{name}":
+            path = file.path.rpartition("/")[0]
+            folder = folders.setdefault(path, Folder(path, path, [], []))
+            if _may_hold_sound(name):
+                folder.files.append(file)
+            else:
+                folder.others.append(name)
+    yield from folders.values()
 
 
-def _walk_local(root: str) -> Iterator[tuple[Hashable, list[AudioFile]]]:
+def _walk_local(root: str) -> Iterator[Folder]:
     visited = set()  # a link may lead back up
     pending = [root]
     while pending:
-        folder = pending.pop()
+        path = pending.pop()
         try:
-            status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)  # pop takes the last
+            status = os.stat(path)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True)  # pop takes the last
         except OSError as error:
-            yield folder, [AudioFile(printable(folder), problem=f"folder cannot be listed: {error.strerror}")]
+            problem = f"folder cannot be listed: {error.strerror}"
+            yield Folder(path, path, [AudioFile(printable(path), problem=problem)], [])
             continue
-        identity = (status.st_dev, status.st_ino)
-        if identity in visited:
+        folder = Folder(path, (status.st_dev, status.st_ino), [], [])
+        if folder.identity in visited:
             continue
-        visited.add(identity)
-        audio = []
+        visited.add(folder.identity)
         for entry in entries:
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                pending.append(entry.path)
-            elif is_audio(entry.name):
-                audio.append(_local_file(entry.path))
-        yield identity, audio
+                if entry.name != ".git":
+                    pending.append(entry.path)
+            elif _may_hold_sound(entry.name):
+                folder.files.append(describe_file(entry.path))
+            else:
+                folder.others.append(entry.name)
+        yield folder
 
 
-def _local_file(path: str) -> AudioFile:
+def _may_hold_sound(name: str) -> bool:
+    suffix = suffix_of(name)
+    return suffix in AUDIO_SUFFIXES or suffix in MEDIA_SUFFIXES
+
+
+def describe_file(path: str) -> AudioFile:
+    """Describe a local file, whatever its suffix; one that is missing gets the problem `file not found`."""
     if printable(path) != path:
         return AudioFile(printable(path), problem="path is not valid UTF-8: rename it")
     if "\0" in path:
@@ -114,7 +153,7 @@ def _local_file(path: str) -> AudioFile:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        return AudioFile(path, problem="file not found")
+        return AudioFile(path, problem=_why_missing(path))
     except OSError as error:
         return AudioFile(path, problem=f"cannot be read: {error.strerror}")
     if not stat.S_ISREG(status.st_mode):
@@ -122,103 +161,55 @@ def _local_file(path: str) -> AudioFile:
     return AudioFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _list(folder: str, recursive: bool) -> list[AudioFile]:
-    files, inner = storage.filesystem(folder)
-    found = files.get_file_info(fs.FileSelector(inner, recursive=recursive))
-    return [
-        AudioFile(folder + encode(info.path[len(inner) :]), info.size, info.mtime_ns or 0)
-        for info in sorted(found, key=lambda info: info.path)
-        if info.type == fs.FileType.File and is_audio(info.base_name)
-    ]
+def _why_missing(path: str) -> str:
+    if os.path.islink(path) and "annex/objects/" in os.readlink(path).replace(os.sep, "/"):
+        return "git-annex link whose content is not here: fetch it with `git annex get` (or `datalad get`)"
+    return "file not found"
 
 
-class FileLookup:
-    """Describes files by path.
-
-    Folders in object storage are listed once each, for a request per file would take hours.
-    """
-
-    def __init__(self) -> None:
-        self._folders: dict[str, dict[str, AudioFile]] = {}
-
-    def __call__(self, path: str) -> AudioFile:
-        """Describe a file; one that is missing gets the problem `file not found`.
-
-        Raises:
-            UserError: A folder in object storage cannot be listed.
-        """
-        if not storage.is_uri(path):
-            return _local_file(path)
-        folder = posixpath.dirname(path)
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = {file.path: file for file in _list(folder, recursive=False)}
-            except FileNotFoundError:
-                self._folders[folder] = {}
-            except OSError as error:
-                raise UserError(f"cannot list {folder}: {one_line(error)}") from None
-        return self._folders[folder].get(path) or AudioFile(path, problem="file not found")
-
-
-def find_copies(utterances: Sequence[Utterance]) -> dict[str, bytes]:
-    """Find files that may have the same content and hash them.
-
-    Only files of equal size are opened, and only those that also agree in a sample from their middle are read whole.
-
-    Args:
-        utterances: Files with their sizes.
+def list_entries(folder: str, recursive: bool) -> list[tuple[str, AudioFile | None]]:
+    """List what is in a folder in object storage, sorted by name.
 
     Returns:
-        SHA-256 digest by path, of at least those readable files that have the content of another.
+        Each one's path relative to the folder, not encoded, and its description, which is None for a folder.
+
+    Raises:
+        OSError: The folder cannot be listed; FileNotFoundError when it is not there.
     """
-    same_size = _groups(utterances, [u.size for u in utterances])
-    same_sample = _groups(same_size, _in_threads(_sample, same_size))
-    digests = hash_files(same_sample)
-    return {u.path: digest for u, digest in zip(same_sample, digests, strict=True) if digest}
+    files, inner = storage.filesystem(folder)
+    found = files.get_file_info(fs.FileSelector(inner, recursive=recursive))
+    entries: list[tuple[str, AudioFile | None]] = []
+    for info in sorted(found, key=lambda info: info.path):
+        name = info.path[len(inner) :].lstrip("/")
+        path = f"{folder}/{quote_key(name)}"
+        if info.type == fs.FileType.File:
+            entries.append((name, AudioFile(path, info.size, info.mtime_ns or 0)))
+        elif info.type == fs.FileType.Directory:
+            entries.append((name, None))
+    return entries
 
 
-def hash_files(utterances: Sequence[Utterance]) -> list[bytes]:
-    """Return the SHA-256 digest of each file, empty for one that cannot be read."""
-    return _in_threads(_sha256, utterances)
+def tell_contents(names: Sequence[str]) -> str:
+    """Say in one clause per kind what files are, and what to do with them; empty when there are none."""
+    suffixes = Counter(map(suffix_of, names))
+    clauses, rest = [], 0
+    for suffix, count in sorted(suffixes.items(), key=lambda item: (-item[1], item[0])):
+        kind, plural = suffix.lstrip("."), "" if count == 1 else "s"
+        if suffix in ARCHIVE_SUFFIXES:
+            clauses.append(f"{count} {kind} archive{plural}: unpack {'it' if count == 1 else 'them'}")
+        elif suffix in MEDIA_SUFFIXES:
+            clauses.append(f"{count} {kind} file{plural}: take the sound out, {_CONVERT.format(suffix)}")
+        elif suffix in TABLE_SUFFIXES:
+            clauses.append(f"{count} {kind} table{plural}: name the table itself if it lists clips")
+        else:
+            rest += count
+    if rest:
+        what = "other file" if clauses else "file"
+        clauses.append(f"1 {what} that holds no sound" if rest == 1 else f"{rest} {what}s that hold no sound")
+    return "; ".join(clauses)
 
 
-def _groups(utterances: Sequence[Utterance], keys: Sequence[Hashable]) -> list[Utterance]:
-    """Keep the utterances that share their key with another; an empty key is shared by none."""
-    count: dict[Hashable, int] = defaultdict(int)
-    for key in keys:
-        count[key] += 1
-    return [u for u, key in zip(utterances, keys, strict=True) if count[key] > 1 and key != b""]
-
-
-def _in_threads(function: Callable[[Utterance], _T], items: Sequence[Utterance]) -> list[_T]:
-    batches = [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda batch: [function(item) for item in batch], batches)
-        return [result for batch in results for result in batch]
-
-
-def _sample(utterance: Utterance) -> bytes:
-    try:
-        with storage.open_read(utterance.path) as stream:
-            stream.seek(max(0, utterance.size - _SAMPLE_BYTES) // 2)
-            content = stream.read(_SAMPLE_BYTES)
-    except OSError:
-        return b""  # decoding will say why
-    return utterance.size.to_bytes(8, "little") + hashlib.sha256(content).digest()
-
-
-def _sha256(utterance: Utterance) -> bytes:
-    digest = hashlib.sha256()
-    try:
-        with storage.open_read(utterance.path) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return b""
-    return digest.digest()
-
-
-def encode(path: str) -> str:
+def quote_key(path: str) -> str:
     """Percent-encode a path so that it can stand in a URI."""
     return quote(path, safe="/!$&'()*+,;=:@~")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def decode(field: str, code: str, codes: Mapping[str, str]) -> str:
+def decode_field(field: str, code: str, codes: Mapping[str, str]) -> str:
     """Translate one field of a file name.
 
     Raises:

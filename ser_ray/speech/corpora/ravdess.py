@@ -19,8 +19,7 @@ from __future__ import annotations
 import re
 from sys import intern
 
-from ser_ray.speech.corpora.grammar import decode
-from ser_ray.speech.emotions import EMOTIONS
+from ser_ray.speech.corpora.grammar import decode_field
 from ser_ray.speech.utterance import Utterance
 
 NAME = "ravdess"
@@ -29,7 +28,16 @@ PUBLISHED_CLIPS = {NAME: 1440, SONG: 1012}
 
 _FILE = re.compile(r"((?:[0-9]{2}-){6}[0-9]{2})\.\w+")
 _CHANNELS = {"01": "speech", "02": "song"}
-_EMOTIONS = {f"{number:02}": emotion for number, emotion in enumerate(EMOTIONS, start=1)}
+_EMOTIONS = {
+    "01": "neutral",
+    "02": "calm",
+    "03": "happy",
+    "04": "sad",
+    "05": "angry",
+    "06": "fearful",
+    "07": "disgust",
+    "08": "surprised",
+}
 _INTENSITIES = {"01": "normal", "02": "strong"}
 _SENTENCES = {"01": "ravdess_kids", "02": "ravdess_dogs"}
 _TAKES = {"01": "first", "02": "second"}
@@ -54,16 +62,16 @@ def parse(path: str) -> Utterance | None:
     modality, channel, emotion, intensity, statement, take, actor = match[1].split("-")
     if modality != "03":
         raise ValueError(f"modality {modality} is not 03 (audio only)")
-    decode("repetition", take, _TAKES)
+    decode_field("repetition", take, _TAKES)
     utterance = Utterance(
         utterance_id=f"ravdess/{match[1]}",
         corpus=NAME,
-        gender=decode("actor", actor, _GENDERS),
+        gender=decode_field("actor", actor, _GENDERS),
         speaker_id=intern(f"ravdess_{actor}"),
-        emotion=decode("emotion", emotion, _EMOTIONS),
-        intensity=decode("intensity", intensity, _INTENSITIES),
-        sentence_id=decode("statement", statement, _SENTENCES),
-        channel=decode("vocal channel", channel, _CHANNELS),
+        emotion=decode_field("emotion", emotion, _EMOTIONS),
+        intensity=decode_field("intensity", intensity, _INTENSITIES),
+        sentence_id=decode_field("statement", statement, _SENTENCES),
+        channel=decode_field("vocal channel", channel, _CHANNELS),
         path=path,
     )
     if utterance.emotion == "neutral" and utterance.intensity == "strong":

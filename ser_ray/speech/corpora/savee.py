@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from sys import intern
 
-from ser_ray.speech.corpora.grammar import decode
+from ser_ray.speech.corpora.grammar import decode_field
 from ser_ray.speech.utterance import Utterance
 
 NAME = "savee"
@@ -58,7 +58,7 @@ def parse(path: str) -> Utterance | None:
     if speaker not in _SPEAKERS:
         return None
     code, number = match[2].lower(), match[3]
-    emotion = decode("emotion", code, _EMOTIONS)
+    emotion = decode_field("emotion", code, _EMOTIONS)
     last = 30 if code == "n" else 15
     if not 1 <= int(number) <= last:
         raise ValueError(f"sentence number {number} is not 01 to {last} of emotion {code}")

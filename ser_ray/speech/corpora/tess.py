@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from sys import intern
 
-from ser_ray.speech.corpora.grammar import decode
+from ser_ray.speech.corpora.grammar import decode_field
 from ser_ray.speech.utterance import Utterance
 
 NAME = "tess"
@@ -59,7 +59,7 @@ def parse(path: str) -> Utterance | None:
         corpus=NAME,
         gender="female",
         speaker_id=intern(f"tess_{actress.lower()}"),
-        emotion=decode("emotion", emotion, _EMOTIONS),
+        emotion=decode_field("emotion", emotion, _EMOTIONS),
         intensity="",
         sentence_id=intern(f"tess_{word}"),
         channel="speech",
