@@ -98,7 +98,10 @@ def test_more_cpus_than_any_node_brings_are_refused_in_time(cluster, store, tmp_
 
 def test_nodes_that_an_autoscaler_brings_are_waited_for(made_store, tmp_path):
     with LocalCluster(node_types={"pretended": ({"CPU": 1, "GPU": 1}, 2)}) as cluster:
-        code = "from ser_ray.base.cluster import connect, plan_workers; connect(); print(plan_workers('2', 'cuda'))"
+        code = (
+            "from ser_ray.base.cluster import connect; from ser_ray.base.workers import plan_workers; "
+            "connect(); print(plan_workers('2', 'cuda'))"
+        )
         job = cluster.start("-c", code)
         said, _ = job.communicate(timeout=120)
         assert job.returncode == 0, said

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import ser_ray
 
-ON_RAY = {"base/cluster.py", "store/pipeline.py", "store/task.py", "training/fit.py", "training/worker_rows.py"}
-ON_RAY |= {"experiment/crossval.py", "search/search.py", "search/tuning_parts.py"}
+ON_RAY = {"base/cluster.py", "base/workers.py", "store/pipeline.py", "store/task.py", "training/fit.py"}
+ON_RAY |= {"training/worker_rows.py", "experiment/crossval.py", "search/search.py", "search/tuning_parts.py"}
 PACKAGE = Path(ser_ray.__file__).parent
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from local_cluster import descendants
 
-from ser_ray.base.cluster import Workers, plan_workers
 from ser_ray.base.errors import UserError
+from ser_ray.base.workers import Workers, plan_workers
 from ser_ray.experiment.splits import SplitConfig, split
 from ser_ray.features.settings import FeatureConfig
 from ser_ray.model.examples import COLUMNS, Examples

@@ -12,9 +12,10 @@ import pyarrow as pa
 import ray
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import Board, count_resources, following, plan_workers, quiet
+from ser_ray.base.cluster import Board, following, quiet
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.base.workers import count_resources, plan_workers
 from ser_ray.experiment.experiment import Experiment, choose_rows
 from ser_ray.experiment.run import run
 from ser_ray.experiment.splits import num_folds

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import connect, is_shared, plan_workers
+from ser_ray.base.cluster import connect
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, peek_flag, pick_config
+from ser_ray.base.workers import is_shared, plan_workers
 from ser_ray.experiment.experiment import Experiment
 from ser_ray.features.settings import FEATURES_OF, FeatureConfig, FeaturizeConfig
 from ser_ray.networks.models import ModelConfig

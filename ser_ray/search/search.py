@@ -26,9 +26,10 @@ import ray
 import ray.tune
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import Brake, count_resources, plan_workers
+from ser_ray.base.cluster import Brake
 from ser_ray.base.console import say, watch
 from ser_ray.base.errors import UserError
+from ser_ray.base.workers import count_resources, plan_workers
 from ser_ray.experiment.experiment import Experiment, inner_splits
 from ser_ray.experiment.run import run
 from ser_ray.experiment.splits import Split

@@ -19,9 +19,10 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import await_resource, connect, count_resources
+from ser_ray.base.cluster import connect
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
+from ser_ray.base.workers import await_resource, count_resources
 from ser_ray.features.settings import FeaturizeConfig
 from ser_ray.speech.corpora import Manifest, audit, discover
 from ser_ray.speech.utterance import Utterance, to_table

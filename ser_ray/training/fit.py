@@ -23,9 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ser_ray.base.cluster import Board, Workers, following, plan_workers
+from ser_ray.base.cluster import Board, following
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.base.workers import Workers, plan_workers
 from ser_ray.experiment.splits import Split
 from ser_ray.features.settings import FeatureConfig
 from ser_ray.model.examples import Examples
