@@ -5,17 +5,33 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
+from ray._private.authentication.authentication_token_setup import (
+    ensure_token_if_auth_enabled,
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray.exceptions import AuthenticationError, RayError
 
 from ser_ray.base.errors import UserError
 
 POLL_S = 0.5  # how often the driver looks for news
+ANSWER_S = 8.0  # a cluster that is there answers long before
+# The longest path below Ray's temp folder, here with the largest process id there is, and what macOS allows of such a
+# path; Linux allows 107 bytes.
+SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+MAX_SOCKET_BYTES = 103
 
 
 def connect(verbose: bool = False) -> None:
@@ -25,7 +41,7 @@ def connect(verbose: bool = False) -> None:
         verbose: Show Ray's own log lines and warnings; otherwise they stay in its log files.
 
     Raises:
-        UserError: The cluster does not answer.
+        UserError: The cluster cannot be joined, or no folder is fit for the sockets of one of this job's own.
     """
     # Ray Train's controller fetches reports this often (its default is 2 s), and a worker waits until its last report
     # has been fetched: epochs may be shorter than that.
@@ -35,19 +51,113 @@ def connect(verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(**options)
-        else:
-            # Ray Train's helpers are processes too; without the first Ray warns of their number on small machines.
-            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-            ray.init(address="local", include_dashboard=False, **options)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+    address = cluster_address()
+    if address:
+        check_address()
+        try:
+            ray.init(address=address, **options)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            why = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"the Ray cluster at RAY_ADDRESS={address} cannot be joined: {why}") from None
+    else:
+        # Ray Train's helpers are processes too; without the first Ray warns of their number on small machines.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        ray.init(address="local", include_dashboard=False, _temp_dir=_temp_folder(), **options)
     if not verbose:
         atexit.register(ray.shutdown)  # before Ray's own, which waits half a second for log lines: there are none
+
+
+def cluster_address() -> str | None:
+    """Return what `RAY_ADDRESS` says of a cluster to join; None where a job starts one of its own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def check_address() -> None:
+    """Refuse a `RAY_ADDRESS` at which there is no cluster to join, within seconds; Ray's own attempt takes minutes.
+
+    Raises:
+        UserError: It is no address of a cluster, none answers there, or it takes neither this machine nor its token.
+    """
+    address = cluster_address()
+    if address is None or ray.is_initialized():
+        return
+    given, away = f"RAY_ADDRESS={address}", "`unset RAY_ADDRESS` to run on this machine alone"
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{given} is where jobs are submitted to: do so by `ray job submit --working-dir . -- python jobs/...`, "
+            f"or {away}"
+        )
+    if address != "auto" and not re.fullmatch(r"(\[[^]]+\]|[^:/]+):\d{1,5}", address):
+        raise UserError(f"{given} is no address that a job can join: give HOST:PORT, such as 10.0.0.1:6379, or {away}")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what is wrong is said here, in one line
+    try:
+        target = services.canonicalize_bootstrap_address(address)
+    except ConnectionError:
+        raise UserError(f"{given}, but no Ray cluster runs here: start one by `ray start --head`, or {away}") from None
+    try:
+        if address == "auto":  # Ray takes the token of this machine by itself, for such an address alone
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        answer = _ask(target)
+    except AuthenticationError:
+        answer = grpc.StatusCode.UNAUTHENTICATED
+    if answer is grpc.StatusCode.UNAUTHENTICATED:
+        raise UserError(
+            f"the Ray cluster at {given} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray "
+            f"get-auth-token` prints on the cluster (or put it into ~/.ray/auth_token), or {away}"
+        )
+    if answer is not grpc.StatusCode.OK:
+        raise UserError(f"no Ray cluster answers at {given}: start it, correct the address, or {away}")
+    if not services.find_node_ids():
+        raise UserError(
+            f"this machine is no node of the Ray cluster at {given}: make it one by `ray start --address={address}`, "
+            f"submit the job to the cluster by `ray job submit`, or {away}"
+        )
+
+
+def _ask(target: str) -> grpc.StatusCode:
+    """Return what the head of a cluster says to a question that needs its token."""
+    with init_grpc_channel(target, GLOBAL_GRPC_OPTIONS) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=ANSWER_S, wait_for_ready=True)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def _temp_folder() -> str:
+    """Return the first folder that a Ray of this job's own can have its sockets in: its usual one, if that is fit.
+
+    The usual one is below `RAY_TMPDIR` or `TMPDIR`, which batch systems make long. What Ray has no memory for still
+    goes there.
+
+    Raises:
+        UserError: None is fit.
+    """
+    usual = get_default_ray_temp_dir()
+    others = ("/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), os.path.expanduser("~"))
+    for folder in (usual, *(os.path.join(other, "ray") for other in others if other)):
+        if len(os.fsencode(os.path.join(folder, SOCKET))) <= MAX_SOCKET_BYTES and _is_writable(folder):
+            if folder != usual and _is_writable(usual):
+                os.environ.setdefault("RAY_object_spilling_directory", usual)
+            return folder
+    most = MAX_SOCKET_BYTES - len(os.path.join("/ray", SOCKET))
+    raise UserError(
+        f"Ray can have its sockets neither in {usual} nor in /tmp/ray: set RAY_TMPDIR to a folder that can be written, "
+        f"with a path of at most {most} bytes"
+    )
+
+
+def _is_writable(folder: str) -> bool:
+    """Tell whether files can be made in a folder, which is made where it is not there."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def quiet() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
+from ser_ray.base.cluster import cluster_address
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 
@@ -128,7 +128,7 @@ def await_resource(kind: str, count: int, advice: str) -> None:
 
 def is_shared() -> bool:
     """Tell whether the cluster was there before this job, and may have an autoscaler."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return cluster_address() is not None
 
 
 def _count(kind: str) -> int:

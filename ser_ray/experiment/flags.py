@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import connect
+from ser_ray.base.cluster import check_address, connect
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, peek_flag, pick_config
@@ -63,6 +63,7 @@ def open_store(values: dict[str, Any], experiment: Experiment) -> tuple[Store, b
     Raises:
         UserError: No usable clip, no Ray cluster, or one that lacks what the training takes.
     """
+    check_address()
     data = values["data"]
     made = not data and not values["store"]
     if made:

@@ -19,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ser_ray.base import storage
-from ser_ray.base.cluster import connect
+from ser_ray.base.cluster import check_address, connect
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.base.workers import await_resource, count_resources
@@ -46,6 +46,7 @@ def find_and_connect(roots: Sequence[str], verbose: bool = False) -> Manifest:
     Raises:
         UserError: No usable clip, or no Ray cluster.
     """
+    check_address()  # before the search, whose end would be waited for
     with ThreadPoolExecutor(1) as pool:
         finding = pool.submit(discover, roots)
         wait([finding], timeout=0.5)
