@@ -18,7 +18,16 @@ from ser_ray.model.bundle import Bundle, load
 from ser_ray.model.speakers import hear_speakers
 from ser_ray.scores import metrics, report
 from ser_ray.scores.run_folder import claim, read_run, refuse_finished, versions, write_run
+from ser_ray.speech.emotions import EMOTIONS, LabelSet
 from ser_ray.store.store import Store
+
+CLASHING, UNTRAINED = "same audio under several emotions", "emotion not among the model's labels"
+HEARD = "speaker heard in training"
+MENDS = {
+    CLASHING: "whose labels agree",
+    UNTRAINED: "with emotions that the model knows",
+    HEARD: "with speakers that the model has not heard",
+}
 
 
 def load_models(roots: Sequence[str]) -> list[Bundle]:
@@ -70,11 +79,9 @@ def evaluate(
     clashing = [name for group in store.info()["label_conflicts"] for name in group]
     usable = pc.equal(rows["augmentation"], "none").to_numpy()
     reasons = {
-        "same audio under several emotions": np.isin(rows["utterance_id"].to_numpy(), clashing),
-        "emotion not among the model's labels": np.array(
-            [labels.index(e) is None for e in rows["emotion"].to_pylist()]
-        ),
-        "speaker heard in training": np.isin(rows["speaker_id"].to_numpy(), heard),
+        CLASHING: np.isin(rows["utterance_id"].to_numpy(), clashing),
+        UNTRAINED: np.array([labels.index(e) is None for e in rows["emotion"].to_pylist()]),
+        HEARD: np.isin(rows["speaker_id"].to_numpy(), heard),
     }
     excluded = {}
     for reason, applies in reasons.items():
@@ -83,7 +90,7 @@ def evaluate(
             say(f"left out: {count} clips, {reason}")
         usable &= ~applies
     if not usable.any():
-        raise UserError("no clip is left to test on; choose --data with speakers that the model has not heard")
+        raise UserError(_nothing_left(excluded, labels, set(rows["emotion"].to_pylist())))
     indices = np.flatnonzero(usable)
     speakers = set(rows["speaker_id"].take(indices).to_pylist())
     normed = any(bundle.model.speaker_norm for bundle in bundles)
@@ -111,6 +118,24 @@ def evaluate(
     }
     write_run(run_root, store, scores, predictions, embed_audio=embed_audio)
     return scores
+
+
+def _nothing_left(excluded: dict[str, int], labels: LabelSet, shown: set[str]) -> str:
+    """Say in one line why no clip can be tested, and what to do.
+
+    Args:
+        excluded: Number of clips by the reason why they were left out.
+        labels: What the model was trained on.
+        shown: The emotions of the data.
+    """
+    if not excluded:
+        return "no clip is left to test on: the store is empty; choose other --data"
+    parts = [f"{count} clips, {reason}" for reason, count in excluded.items()]
+    if UNTRAINED in excluded:
+        known, there = ([e for e in EMOTIONS if e in some] for some in ({*labels.names, *dict(labels.merged)}, shown))
+        parts.append(f"the model knows {', '.join(known)}, the data show {', '.join(there)}")
+    mends = " and ".join(MENDS[reason] for reason in excluded)
+    return f"no clip is left to test on: {'; '.join(parts)}; choose --data {mends}"
 
 
 def _together(predictions: list[pa.Table], names: Sequence[str]) -> pa.Table:
