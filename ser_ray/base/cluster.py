@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ser_ray.base.errors import UserError
 
 POLL_S = 0.5  # how often the driver looks for news
-ANSWER_S = 8.0  # a cluster that is there answers long before
+ANSWER_S = 5.0  # a cluster that is there answers long before
 # The longest path below Ray's temp folder, here with the largest process id there is, and what macOS allows of such a
 # path; Linux allows 107 bytes.
 SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
