@@ -83,7 +83,7 @@ def test_a_wrong_token_is_refused(cluster):
 @pytest.mark.parametrize("given", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}])
 def test_a_job_with_a_wrong_token_or_none_says_so_in_one_line(cluster, tmp_path, given):
     job = cluster.start(JOBS / "train.py", "--output", tmp_path / "run", **given)
-    said, _ = job.communicate(timeout=30)
+    said, _ = job.communicate(timeout=60)
     assert job.returncode == 2 and said.count("\n") == 1, said
     assert f"the Ray cluster at RAY_ADDRESS={cluster.address} wants its token" in said and "RAY_AUTH_MODE=token" in said
 
@@ -93,7 +93,7 @@ def test_a_job_on_a_laptop_that_is_no_node_of_the_cluster_is_told_how_to_submit_
         "from ser_ray.base import cluster; from ser_ray.base.settings import run_job; "
         "cluster.services.find_node_ids = set; run_job(lambda _: cluster.connect())"
     )
-    said, _ = (job := cluster.start("-c", code)).communicate(timeout=30)
+    said, _ = (job := cluster.start("-c", code)).communicate(timeout=60)
     assert job.returncode == 2 and said.count("\n") == 1, said
     assert "this machine is no node of the Ray cluster" in said and "`ray job submit`" in said
 
