@@ -81,6 +81,24 @@ def test_a_wrong_token_is_refused(cluster):
     assert intruder.returncode != 0 and "uthentication" in said
 
 
+@pytest.mark.parametrize("given", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}])
+def test_a_job_with_a_wrong_token_or_none_says_so_in_one_line(cluster, tmp_path, given):
+    job = cluster.start(JOBS / "train.py", "--output", tmp_path / "run", **given)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 2 and said.count("\n") == 1, said
+    assert f"the Ray cluster at RAY_ADDRESS={cluster.address} wants its token" in said and "RAY_AUTH_MODE=token" in said
+
+
+def test_a_job_on_a_laptop_that_is_no_node_of_the_cluster_is_told_how_to_submit_it(cluster):
+    code = (
+        "from ser_ray.base import cluster; from ser_ray.base.settings import run_job; "
+        "cluster.services.find_node_ids = set; run_job(lambda _: cluster.connect())"
+    )
+    said, _ = (job := cluster.start("-c", code)).communicate(timeout=60)
+    assert job.returncode == 2 and said.count("\n") == 1, said
+    assert "this machine is no node of the Ray cluster" in said and "`ray job submit`" in said
+
+
 def test_the_upload_is_small(cluster, store):
     packages = list(Path(cluster.folder).glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*"))
     sizes = [sum(path.stat().st_size for path in package.rglob("*") if path.is_file()) for package in packages]
@@ -99,7 +117,10 @@ def test_more_cpus_than_any_node_brings_are_refused_in_time(cluster, store, tmp_
 
 def test_nodes_that_an_autoscaler_brings_are_waited_for(made_store, tmp_path):
     with LocalCluster(node_types={"pretended": ({"CPU": 1, "GPU": 1}, 2)}) as cluster:
-        code = "from ser_ray.base.cluster import connect, plan_workers; connect(); print(plan_workers('2', 'cuda'))"
+        code = (
+            "from ser_ray.base.cluster import connect; from ser_ray.base.workers import plan_workers; "
+            "connect(); print(plan_workers('2', 'cuda'))"
+        )
         job = cluster.start("-c", code)
         said, _ = job.communicate(timeout=120)
         assert job.returncode == 0, said

@@ -29,7 +29,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.registry import registered_specs
 
 POLL_S = 0.5  # how often the driver looks for news
-ANSWER_S = 8.0  # a cluster that is there answers long before
+ANSWER_S = 5.0  # a cluster that is there answers long before
 # The longest path below Ray's temp folder, here with the largest process id there is, and what macOS allows of such a
 # path; Linux allows 107 bytes.
 SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -65,7 +65,7 @@ def connect(verbose: bool = False) -> None:
         # Ray Train's helpers are processes too; without the first Ray warns of their number on small machines.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-        ray.init(address="local", include_dashboard=False, _temp_dir=_temp_folder(), **options)
+        ray.init(address="local", include_dashboard=False, **_folders(), **options)
     if not verbose:
         atexit.register(ray.shutdown)  # before Ray's own, which waits half a second for log lines: there are none
 
@@ -130,22 +130,21 @@ def _ask(target: str) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def _temp_folder() -> str:
-    """Return the first folder that a Ray of this job's own can have its sockets in: its usual one, if that is fit.
+def _folders() -> dict[str, str]:
+    """Return options of `ray.init` by which a Ray of this job's own has its sockets where they can be.
 
-    The usual one is below `RAY_TMPDIR` or `TMPDIR`, which batch systems make long. What Ray has no memory for still
-    goes there.
+    That is its usual folder, below `RAY_TMPDIR` or `TMPDIR`, unless batch systems made those too long. What Ray has no
+    memory for still goes there.
 
     Raises:
-        UserError: None is fit.
+        UserError: No folder is fit.
     """
     usual = get_default_ray_temp_dir()
     others = ("/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), os.path.expanduser("~"))
     for folder in (usual, *(os.path.join(other, "ray") for other in others if other)):
         if len(os.fsencode(os.path.join(folder, SOCKET))) <= MAX_SOCKET_BYTES and _is_writable(folder):
-            if folder != usual and _is_writable(usual):
-                os.environ.setdefault("RAY_object_spilling_directory", usual)
-            return folder
+            spills = folder != usual and "RAY_object_spilling_directory" not in os.environ and _is_writable(usual)
+            return {"_temp_dir": folder, **({"object_spilling_directory": usual} if spills else {})}
     most = MAX_SOCKET_BYTES - len(os.path.join("/ray", SOCKET))
     raise UserError(
         f"Ray can have its sockets neither in {usual} nor in /tmp/ray: set RAY_TMPDIR to a folder that can be written, "

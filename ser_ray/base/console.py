@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,22 @@ class _Console(Console):
 
 console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 PLAIN_INTERVAL_S = 5.0
+PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "..."}  # what stands for characters that an output cannot write
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Answer Python where a character cannot be encoded: what to write for it, and where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
+def write_anywhere() -> None:
+    """Let standard output and error take any text, whatever their encoding: what it lacks becomes plain."""
+    codecs.register_error("ser_ray.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
+            stream.reconfigure(errors="ser_ray.plain")
 
 
 def say(text: str) -> None:

@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from ser_ray.base import storage
+from ser_ray.base.console import write_anywhere
 from ser_ray.base.errors import UserError
 
 Config = TypeVar("Config")
@@ -123,6 +124,7 @@ def peek_flag(argv: Sequence[str], flag: str) -> str | None:
 
 def run_job(job: Callable[[Sequence[str]], None]) -> None:
     """Run a job with the words of the command line; a user's mistake becomes one line and exit code 2."""
+    write_anywhere()
     try:
         job(sys.argv[1:])
     except UserError as error:

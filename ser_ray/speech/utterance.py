@@ -47,7 +47,7 @@ class Reject:
         path: Absolute local path or URI.
         corpus: The corpus its name belongs to, or `unknown`.
         utterance_id: Empty when the name did not yield one.
-        reason: One line for people.
+        reason: One line for people. Names in it are quoted, so that reasons of one kind are told.
     """
 
     path: str

@@ -20,6 +20,16 @@ from ser_ray.store.store import FOUND, Store
 ACCOUNTS = ("featurized", "rejected", "duplicates")
 VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
 MAX_LISTED = 8  # kinds of rejects, and label conflicts, shown on the terminal; all stand in the store
+# What a reason says of one file alone: quoted text; a path, which may hold blanks before its suffix; words with digits,
+# slashes or a dot inside, such as numbers and file names; words in capitals, which are codes.
+_PARTICULAR = re.compile(
+    r"""(?<!\w)(['"`]).*?\1(?!\w)"""
+    r"""|[“„«‘][^”“»’]*[”“»’]"""
+    r"""|(?<!\S)(?:[A-Za-z][\w+.-]*:|~)?[/\\](?:.*?\.\w{1,5}(?=[,;:\s]|$)|(?:\S*[^\s,;:])?)"""
+    r"""|[^\s,;:]*(?:[\d/\\]|\w\.\w)(?:\S*[^\s,;:])?"""
+    r"""|\b[A-Z]{2,}\b"""
+)
+_LIST = re.compile(r"#(?:[\s,;:]*(?:(?:and|or|to)\s+)?#)+")  # several particulars, which may be many or few
 
 
 def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
@@ -98,11 +108,22 @@ def _say_rejects(rejects: list[Reject], store: Store) -> None:
     """Name the kinds of reasons, the most frequent first, each with an example."""
     kinds: dict[str, list[Reject]] = {}
     for reject in rejects:
-        kinds.setdefault(re.split("[:/]", reject.reason)[0], []).append(reject)
-    for alike in sorted(kinds.values(), key=len, reverse=True)[:MAX_LISTED]:
+        kinds.setdefault(kind_of_reason(reject.reason), []).append(reject)
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    for alike in ordered[:MAX_LISTED]:
         say(f"Rejected: {len(alike)} × {alike[0].reason}, such as {alike[0].path}")
+    if others := ordered[MAX_LISTED:]:
+        say(f"Rejected: {sum(map(len, others))} more, for {len(others)} other reason{'s' if len(others) > 1 else ''}")
     if rejects:
         say(f"All rejects with their reasons: {store.root}/rejects")
+
+
+def kind_of_reason(reason: str) -> str:
+    """Return what the reasons of one kind share: the reason with `#` for each particular of one file.
+
+    Names are told by their quotes, so a reason quotes those it holds.
+    """
+    return _LIST.sub("#", _PARTICULAR.sub("#", re.sub("[()]", "", reason)))
 
 
 def _tally(column: pa.ChunkedArray) -> Counter[str]:

@@ -61,7 +61,7 @@ def parse(path: str) -> Utterance | None:
     emotion = decode_field("emotion", code, _EMOTIONS)
     last = 30 if code == "n" else 15
     if not 1 <= int(number) <= last:
-        raise ValueError(f"sentence number {number} is not 01 to {last} of emotion {code}")
+        raise ValueError(f"sentence number {number} is not 01 to {last} of emotion {code!r}")
     return Utterance(
         utterance_id=f"savee/{speaker}_{code}{number}",
         corpus=NAME,
