@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ser_ray.base import storage
 from ser_ray.base.console import say
@@ -31,6 +30,8 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
+    import torch  # here, since the memory of a driver that does without is measured, too
+
     model = ""
     if platform.system() == "Linux":
         with open("/proc/cpuinfo") as file:

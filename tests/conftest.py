@@ -38,7 +38,7 @@ def local_ray(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> list[str]:
     """Roots of 96 clips of made speech."""
-    return synthetic.write(str(tmp_path_factory.mktemp("made")), clips=96, processes=1)
+    return synthetic.write_speech(str(tmp_path_factory.mktemp("made")), clips=96, processes=1)
 
 
 @pytest.fixture(scope="session")

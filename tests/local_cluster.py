@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each of processes of its own, for tests and `benchmarks/faults/chaos.py`.
+"""A Ray cluster of several nodes on this machine, each of processes of its own, for tests and benchmarks.
 
 Its ports, folder and token are its own, and it listens on 127.0.0.1: other clusters of the machine are left alone.
 """

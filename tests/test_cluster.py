@@ -34,7 +34,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     """As much that no node is done with it before the others have started."""
-    return synthetic.write(str(tmp_path_factory.mktemp("speech")), clips=CLIPS, processes=1)
+    return synthetic.write_speech(str(tmp_path_factory.mktemp("speech")), clips=CLIPS, processes=1)
 
 
 @pytest.fixture(scope="module")

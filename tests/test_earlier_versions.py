@@ -45,7 +45,7 @@ def test_a_store_holds_what_would_be_computed_today(earlier, tmp_path, name, fea
     rows, kernel = open_rows(store), features.kernel()
     values, offsets = decode_features(rows.features())
     assert len(rows) == 6 and not rows.made_speech  # of which that version knew nothing
-    made.write(str(tmp_path / "made"), 6, processes=1)
+    made.write_speech(str(tmp_path / "made"), 6, processes=1)
     for i, path in enumerate(rows["path"].to_pylist()):
         with open(tmp_path / path.removeprefix("/speech/"), "rb") as stream:
             window = {name: getattr(features, name) for name in ("sample_rate", "offset_s", "duration_s")}
@@ -63,7 +63,7 @@ def test_a_job_on_an_earlier_store_featurizes_nothing_anew(earlier, tmp_path, mo
 
     store = Store(earlier("store-log_mel"))
     before = store.table([*store.table().column_names, "features"])
-    made.write(str(tmp_path / "made"), 6, processes=1)
+    made.write_speech(str(tmp_path / "made"), 6, processes=1)
     monkeypatch.setattr(pipeline, "_run", lambda *arguments: pytest.fail("clips were featurized"))
     pipeline.featurize(discover([str(tmp_path / "made")]), FeaturizeConfig(FRAMES, seed=7), store.root)
     after = store.table(before.column_names)

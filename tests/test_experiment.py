@@ -16,7 +16,6 @@ from ser_ray.experiment.protocols import SplitConfig
 from ser_ray.experiment.run import plan_run, run
 from ser_ray.experiment.splits import split
 from ser_ray.features.log_mel import LogMel
-from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.model.examples import Examples, predict_logits
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.model import Model
@@ -27,9 +26,7 @@ from ser_ray.scores import metrics
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.scores.scores import MADE_SPEECH
 from ser_ray.scores.screen import show_scores
-from ser_ray.speech.corpora import discover
 from ser_ray.speech.emotions import LabelSet
-from ser_ray.store.pipeline import featurize
 from ser_ray.store.rows import open_rows
 from ser_ray.training.settings import Compute, TrainConfig
 from ser_ray.training.worker_rows import usual_speech
@@ -48,14 +45,9 @@ def train(store, wish, root, command="", workers="1"):
 
 
 @pytest.fixture(scope="module")
-def finished(made, made_store, tmp_path_factory):
-    """A run on a store that knows that its speech is made."""
-    folder = tmp_path_factory.mktemp("run")
-    shutil.copytree(made_store.root, folder / "store")
-    manifest = discover(made)
-    manifest.made_speech = made[:1]
-    store, root = featurize(manifest, FeaturizeConfig(), str(folder / "store")), str(folder / "first")
-    scores = train(store, todo(epochs=2), root, "python jobs/train.py")
+def finished(made_store, tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("run") / "first")
+    scores = train(made_store, todo(epochs=2), root, "python jobs/train.py")
     show_scores(scores)
     return root, scores
 

@@ -41,7 +41,7 @@ def test_uv_runs_a_job_as_it_is(tmp_path):
     """Ray takes note of `uv run` and starts workers by it too."""
     folder = Path(sys.executable).parent
     env = os.environ | {"VIRTUAL_ENV": str(folder.parent), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    speech = synthetic.write(str(tmp_path / "speech"), clips=16)
+    speech = synthetic.write_speech(str(tmp_path / "speech"), clips=16)
     command = ["uv", "run", "--no-project", JOBS / "featurize.py", "--data", *speech, "--store", "store"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -17,7 +17,7 @@ def root(tmp_path, monkeypatch):
     """Twelve made clips, four of them in each place but eight in the table."""
     few = [made.clip_at(index) for index in range(4)]
     monkeypatch.setattr(made, "_named", lambda: few)
-    made.write(str(tmp_path / "made"), 12)
+    made.write_speech(str(tmp_path / "made"), 12)
     return tmp_path / "made"
 
 
@@ -56,5 +56,5 @@ def test_recordings_beside_a_file_of_that_name_are_not_made_speech(tmp_path, tex
     sf.write(tmp_path / "DC_a01.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 1600), 16_000)
     (tmp_path / MARKER).write_text(text)
     assert found(tmp_path) == []
-    made.write(str(tmp_path / "made"), 2)
+    made.write_speech(str(tmp_path / "made"), 2)
     assert found(tmp_path) == [str(tmp_path / "made")]

@@ -31,7 +31,7 @@ PATIENCE_S = 240  # before a process that hangs fails the test
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
-    return synthetic.write(str(tmp_path_factory.mktemp("speech")), clips=CLIPS, processes=1)
+    return synthetic.write_speech(str(tmp_path_factory.mktemp("speech")), clips=CLIPS, processes=1)
 
 
 @pytest.fixture(scope="module")

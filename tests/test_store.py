@@ -58,7 +58,8 @@ def test_rows_come_back_sorted_whatever_the_shards(tmp_path):
     two.write_shard(rows("a"), [])
     assert one.table().equals(two.table())
     assert one.table().column("utterance_id").to_pylist() == ["a", "b", "c"]
-    assert one.table(["utterance_id", "augmentation", "features"]).column("features").type == pa.list_(pa.float32(), 162)
+    features = one.table(["utterance_id", "augmentation", "features"]).column("features")
+    assert features.type == pa.list_(pa.float32(), 162)
 
 
 def test_some_rows_are_taken_in_the_order_asked_for(tmp_path):

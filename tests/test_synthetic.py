@@ -53,7 +53,7 @@ def test_names_are_published_ones():
 
 
 def test_files_have_the_formats_of_their_corpora(tmp_path):
-    assert synthetic.write(str(tmp_path), 16) == [str(tmp_path)]
+    assert synthetic.write_speech(str(tmp_path), 16) == [str(tmp_path)]
     formats = {
         "ravdess": (48_000, 2.5, 5),
         "crema_d": (16_000, 1.2, 4.5),
@@ -75,7 +75,7 @@ def test_files_have_the_formats_of_their_corpora(tmp_path):
 
 def test_clips_without_a_published_name_come_with_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "_named", lambda: CLIPS[:4])
-    data = synthetic.write(str(tmp_path), 12)
+    data = synthetic.write_speech(str(tmp_path), 12)
     assert data == [str(tmp_path), str(tmp_path / synthetic.TABLE)]
     manifest = discover(data)
     assert not manifest.rejects and not manifest.duplicates
@@ -86,7 +86,7 @@ def test_clips_without_a_published_name_come_with_a_table(tmp_path, monkeypatch)
 def test_bytes_depend_on_the_seed_but_not_on_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "CHUNK", 3)
     for name, arguments in {"one": {}, "two": {"processes": 2}, "other": {"seed": 1}}.items():
-        synthetic.write(str(tmp_path / name), 6, **arguments)
+        synthetic.write_speech(str(tmp_path / name), 6, **arguments)
     one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
     assert (
         one == two and one.keys() == other.keys() and len(one) == 6 + 1 + 4
@@ -106,49 +106,49 @@ def test_an_interrupted_folder_is_completed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "waveform", fail_at_fourth)
     with pytest.raises(KeyboardInterrupt):
-        synthetic.write(root, 6)
-    synthetic.write(root, 6)
+        synthetic.write_speech(root, 6)
+    synthetic.write_speech(root, 6)
     assert made == [clip.path for clip in [*CLIPS[:4], *CLIPS[3:6]]]
-    synthetic.write(root, 8)  # enlarged
+    synthetic.write_speech(root, 8)  # enlarged
     assert made[7:] == [clip.path for clip in CLIPS[6:8]]
     monkeypatch.setattr(synthetic, "_write_clips", None)
-    synthetic.write(root, 8)  # finished: nothing is looked at
+    synthetic.write_speech(root, 8)  # finished: nothing is looked at
     monkeypatch.undo()
-    synthetic.write(str(tmp_path / "at once"), 8)
+    synthetic.write_speech(str(tmp_path / "at once"), 8)
     assert contents(root) == contents(tmp_path / "at once")
 
 
 def test_other_folders_are_left_alone(tmp_path):
     root = tmp_path / "made"
-    synthetic.write(str(root), 2)
+    synthetic.write_speech(str(root), 2)
     before = contents(root)
     for arguments in [{"clips": 1}, {"clips": 2, "seed": 1}]:
         with pytest.raises(UserError, match="choose another folder"):
-            synthetic.write(str(root), **arguments)
+            synthetic.write_speech(str(root), **arguments)
     assert contents(root) == before
     for occupied in (tmp_path, root / CLIPS[0].path):
         with pytest.raises(UserError, match="no empty folder"):
-            synthetic.write(str(occupied), 2)
+            synthetic.write_speech(str(occupied), 2)
     with pytest.raises(UserError, match="local folder"):
-        synthetic.write("s3://bucket/made", 2)
+        synthetic.write_speech("s3://bucket/made", 2)
     with pytest.raises(UserError, match="one clip or more"):
-        synthetic.write(str(tmp_path / "none"), 0)
+        synthetic.write_speech(str(tmp_path / "none"), 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
 
 
 def test_a_part_of_a_made_corpus_is_no_folder_to_write_into(tmp_path):
-    synthetic.write(str(tmp_path / "made"), 4)
+    synthetic.write_speech(str(tmp_path / "made"), 4)
     with pytest.raises(UserError, match="no empty folder"):
-        synthetic.write(str(tmp_path / "made/ravdess"), 4)
+        synthetic.write_speech(str(tmp_path / "made/ravdess"), 4)
 
 
 def test_a_folder_of_an_earlier_version_without_inner_markers_is_finished(tmp_path, monkeypatch):
     root = tmp_path / "made"
-    synthetic.write(str(root), 4)
+    synthetic.write_speech(str(root), 4)
     for marker in root.glob(f"*/{synthetic.MARKER}"):
         marker.unlink()
     monkeypatch.setattr(synthetic, "_write_clips", None)
-    assert synthetic.write(str(root), 4) == [str(root)]
+    assert synthetic.write_speech(str(root), 4) == [str(root)]
     assert discover([str(root / "tess")]).made_speech == [str(root)]
 
 

@@ -51,7 +51,7 @@ def test_a_file_with_two_speakers_belongs_to_neither(tmp_path):
     for rows in permutations(["0.wav,happy,a", "1.wav,sad,a", "0.wav,happy,b"]):
         manifest = discover([table(tmp_path / "lab.csv", *rows)])
         assert ids(manifest) == {"lab/1": "lab_a"}
-        assert any("several speakers, a and b: name the one who speaks" in r.reason for r in manifest.rejects)
+        assert any("several speakers, 'a' and 'b': name the one who speaks" in r.reason for r in manifest.rejects)
         assert audit(manifest)[0].found == 3
 
 

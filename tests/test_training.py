@@ -242,8 +242,8 @@ def test_several_that_train_on_shared_rows_end_as_each_alone(made_store, tmp_pat
     told = []
     together = dict(fit.train_many(tasks, place, told.append, shared, at_once))
     assert [sorted(epoch["epoch"] for epoch in told if epoch["task"] == k) for k in (0, 1)] == [[1, 2], [1, 2]]
-    for k, task in enumerate(tasks):
-        alone = fit.train(replace(task, root=f"{task.root}-alone"), place, told.append)
+    for k, task in enumerate(tasks):  # on rows of its own, by as many threads
+        alone = fit.train(task, Place(here=Workers(1, False, {"CPU": 4 / at_once})), told.append)
         assert torch.equal(weights(together[k]), weights(alone)) and together[k].best_epoch == alone.best_epoch
         for name in ("train_loss", "learning_rate", *(["validation_uar"] if len(task.validation) else [])):
             assert [epoch[name] for epoch in together[k].history] == [epoch[name] for epoch in alone.history]

@@ -90,7 +90,7 @@ def test_an_empty_address_asks_for_a_ray_of_the_jobs_own(monkeypatch, address):
 def test_a_temp_folder_as_long_as_batch_systems_make_it(tmp_path):
     long = tmp_path / "job" / "x".ljust(150, "x")
     long.mkdir(parents=True)
-    speech = synthetic.write(str(tmp_path / "speech"), clips=16, processes=1)
+    speech = synthetic.write_speech(str(tmp_path / "speech"), clips=16, processes=1)
     done = run_job_by_hand(tmp_path, "featurize", "--data", *speech, "--store", "store", TMPDIR=str(long))
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"Featurizing: 16/16" in done.stdout

@@ -39,8 +39,8 @@ ABLATION, KNOWN = "ablation-", "known-"  # how names of their files begin, besid
 INTRO = """\
 # Results
 
-Written by `benchmarks/accuracy/results.py` from the `metrics.json` of the runs below; the command of each stands with it
-(`CORPORA` is the folder of the corpora). UAR is the mean recall over emotions, in percent; chance is 12.5 for eight
+Written by `benchmarks/accuracy/results.py` from the `metrics.json` of the runs below; the command of each stands with
+it (`CORPORA` is the folder of the corpora). UAR is the mean recall over emotions, in percent; chance is 12.5 for eight
 emotions and 16.7 for CREMA-D's six. Intervals are 95 % bootstrap intervals that draw speakers, so they say how far the
 score would move with other people (with two speakers, as in TESS, they say little). Early stopping, learning rate and
 temperature look at validation speakers only. Test speakers were looked at once for each network that was ready to be
@@ -125,7 +125,7 @@ class Flags:
 
     Attributes:
         runs: Folders of finished runs to add.
-        tables: Files that `benchmarks/accuracy/ablation.py --json` and `benchmarks/accuracy/speaker_norm.py --json` wrote, to add.
+        tables: Files that `ablation.py --json` and `speaker_norm.py --json`, beside this one, wrote, to add.
         output: The page to write; the figures of its runs lie in a folder of the same name.
     """
 

@@ -284,7 +284,7 @@ def main(argv: list[str]) -> None:
     flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
     if unknown := set(flags.only) - set(SCENES):
         raise UserError(f"--only {min(unknown)}: choose from {'; '.join(SCENES)}")
-    data = made.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
+    data = made.write_speech(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, LocalCluster() as cluster:
         chaos = Chaos(cluster, data, Path(folder))

@@ -153,7 +153,7 @@ def _watch(job: subprocess.Popen, peaks: dict[str, float]) -> None:
 
 def main(argv: list[str]) -> None:
     flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
-    data = made.write(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
+    data = made.write_speech(flags.made or os.path.join(tempfile.gettempdir(), f"made-{flags.clips}"), flags.clips)
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     before = time_kernel(data, flags.clips), time_all_cores(data, flags.clips, cores)
     runs = {"all cores": time_job(data, None)}

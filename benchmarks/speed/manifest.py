@@ -69,8 +69,9 @@ def make_files(root: Path, clips: int) -> str:
     return str(root / "many.csv")
 
 
-def write_shards(store: Store, clips: list[Utterance], type_: pa.DataType) -> None:
+def write_shards(store: Store, clips: list[Utterance]) -> None:
     """Write what a job would have."""
+    type_ = store.recipe().features.arrow_type()
     schema = row_schema(type_)
     for start in range(0, len(clips), pipeline.MAX_CLIPS_PER_TASK):
         some = clips[start : start + pipeline.MAX_CLIPS_PER_TASK]
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
         store.claim(config)
         manifest = measure("find", lambda: discover([path]))
         todo = measure("plan", lambda: pipeline._plan(store, manifest))
-        measure("(writing shards in the place of workers)", lambda: write_shards(store, todo, config.features.arrow_type()))
+        measure("(writing shards in the place of workers)", lambda: write_shards(store, todo))
         left = measure("plan again: all is there", lambda: pipeline._plan(store, manifest))
         measure("account", lambda: settle(store, manifest, 1))
         counts = store.info()["counts"]["many"]

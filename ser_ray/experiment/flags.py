@@ -135,7 +135,7 @@ def open_store(wish: Wish) -> Store:
     data = wish.data
     if not data and not wish.store:
         say("No --data: made speech.")
-        data = made.write(f"data/made-{wish.clips}", wish.clips)
+        data = made.write_speech(f"data/made-{wish.clips}", wish.clips)
     if not data:
         connect(wish.verbose)
         return Store(storage.normalize(wish.store))

@@ -257,7 +257,7 @@ def refuse_untrained(parts: Split) -> None:
     trained, tested = (
         {parts.labels.index(emotion) for emotion in part.values("emotion")} for part in (parts.train, parts.test)
     )
-    if len(parts.train) < 2:
+    if len(parts.train.values("utterance_id")) < 2:
         raise UserError("one clip is left to train on: add clips of more speakers")
     if len(trained) < 2:
         (only,) = trained

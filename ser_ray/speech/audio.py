@@ -20,6 +20,7 @@ import soxr
 from ser_ray.speech.containers import AudioError, Layout, Patched, survey
 from ser_ray.speech.content import SAMPLE_BYTES, name_content, name_pointer
 
+DECODER = 2  # Version of what is read: what an older one refused is tried again.
 MIN_REMAINING_S = 0.5
 SLID = "window slid back"
 MOVED = "window moved to the sound"

@@ -168,7 +168,7 @@ def _is_done(root: str, wanted: dict[str, Any]) -> bool:
     return found == wanted
 
 
-def write(root: str, clips: int = 480, seed: int = 0, processes: int | None = None) -> list[str]:
+def write_speech(root: str, clips: int = 480, seed: int = 0, processes: int | None = None) -> list[str]:
     """Write made speech: speech-like clips in the names and formats of RAVDESS, CREMA-D, TESS and SAVEE.
 
     What an earlier call with the same seed left unfinished, or smaller, is completed; a finished folder is recognized
@@ -226,7 +226,7 @@ if __name__ == "__main__":
     import tyro
 
     try:
-        data = tyro.cli(write)
+        data = tyro.cli(write_speech)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ser_ray import __version__
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
+from ser_ray.speech.audio import DECODER
 from ser_ray.speech.corpora import Manifest, audit
 from ser_ray.speech.utterance import Reject
 from ser_ray.store.store import FOUND, Store
@@ -63,6 +64,7 @@ def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
             "audit": [row._asdict() for row in audit(manifest)],
             "label_conflicts": conflicts(clips),
             "made_speech": manifest.made_speech,
+            "decoder": DECODER,
             "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
         }
     )
@@ -83,6 +85,7 @@ def is_settled(store: Store, manifest: Manifest, passing: tuple[str, ...]) -> bo
     return (
         list(store.plan()) == manifest.utterances
         and not any(reject.reason.startswith(passing) for reject in store.rejects())
+        and (info.get("decoder") == DECODER or len(store.rejects()) == len(store.found()))
         and sorted(store.found(), key=repr) == sorted(manifest.rejects, key=repr)
         and store.duplicates() == manifest.duplicates
     )

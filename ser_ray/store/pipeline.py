@@ -24,7 +24,7 @@ from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.base.workers import await_resource, count_resources
 from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.speech.audio import NOTES
+from ser_ray.speech.audio import DECODER, NOTES
 from ser_ray.speech.corpora import Manifest, audit, discover
 from ser_ray.speech.corpora.copies import hash_files
 from ser_ray.speech.utterance import Utterance, to_table
@@ -119,7 +119,8 @@ def _plan(store: Store, manifest: Manifest) -> list[Utterance]:
             other.append(now[clip.utterance_id])
     same = _same_content(store, other)
     kept = store.keep(dict.fromkeys(unchanged) | {clip.utterance_id: clip for clip in same})
-    rejected = store.keep_rejects(lambda r: r.utterance_id in unchanged and not r.reason.startswith(PASSING))
+    again = PASSING if store.info().get("decoder") == DECODER else ("",)  # what an older one refused may be read now
+    rejected = store.keep_rejects(lambda r: r.utterance_id in unchanged and not r.reason.startswith(again))
     store.write_plan(manifest.utterances)
     say(f"Store {store.root}{f', {len(kept)} of {len(manifest.utterances)} clips are there already' if kept else ''}")
     if vanished:

@@ -132,6 +132,8 @@ def train_many(
             try:
                 fitted = ray.get(done)
             except ray.exceptions.RayTaskError as error:
+                for other in running:
+                    ray.cancel(other)
                 raise error.cause from None
             yield running.pop(done), fitted
 
@@ -142,7 +144,7 @@ def _share(tasks: Sequence[Task], place: Place) -> worker_rows.Shared | None:
     for task in tasks[1:]:
         rows = rows.union(task.rows)
     size_gb = rows.decoded_gb
-    if size_gb > place.compute.memory_gb:
+    if size_gb > place.compute.memory_gb and place.here is None:  # this process streams nothing
         say(f"Training rows: {size_gb:.3f} GB decoded, more than --memory-gb, so they are streamed")
         return None
     say(f"Training rows: {size_gb:.3f} GB decoded, kept in memory")

@@ -240,7 +240,7 @@ def _settle(listing: _Listing) -> tuple[list[Utterance], set[tuple[str, str]]]:
         if len(emotions) > 1:
             conflicting.add(key)
         elif len(speakers) > 1:
-            names = " and ".join(name.removeprefix(f"{first.corpus}_") for name in speakers)
+            names = " and ".join(repr(name.removeprefix(f"{first.corpus}_")) for name in speakers)
             _reject(listing, first, f"listed with several speakers, {names}: name the one who speaks")
             del listing.clips[key]
     return [*listing.clips.values(), *extra], conflicting
