@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from ser_ray.speech.corpora.grammar import decode
+from ser_ray.speech.corpora.grammar import decode_field
 from ser_ray.speech.utterance import Reject
 from ser_ray.store import accounts
 from ser_ray.store.store import Store
@@ -73,6 +73,6 @@ def test_codes_that_a_corpus_does_not_have_are_one_kind_for_each_field():
     for field, codes in (("sentence", ("XYZ", "QQQ")), ("emotion", ("XYZ", "00"))):
         for code in codes:
             with pytest.raises(ValueError) as error:
-                decode(field, code, {"DFA": "", "IEO": ""})
+                decode_field(field, code, {"DFA": "", "IEO": ""})
             kinds[accounts.kind_of_reason(str(error.value))] += 1
     assert sorted(kinds.values()) == [2, 2]
