@@ -9,7 +9,6 @@ costs nothing: neither torch nor Ray.
 """
 
 import os
-from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
@@ -21,30 +20,39 @@ if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-_ROOMS = {  # where each public name is, and what it is called there
-    "discover": "speech.corpora.discover:discover",
-    "connect": "base.cluster:connect",
-    "featurize": "store.pipeline:featurize",
-    "Store": "store.store:Store",
-    "Experiment": "experiment.experiment:Experiment",
-    "run": "experiment.run:run",
-    "Model": "model.model:Model",
-    "load": "model.files:load_model",
-    "evaluate": "experiment.evaluate:evaluate",
-    "register": "registration:register",
-}
-__all__ = [*_ROOMS, "__version__"]
+__all__ = [
+    *("discover", "connect", "featurize", "Store", "Experiment", "run", "Model", "load", "evaluate", "register"),
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
-    if name not in _ROOMS:
+    if name == "discover":
+        from ser_ray.speech.corpora import discover as value
+    elif name == "connect":
+        from ser_ray.base.cluster import connect as value
+    elif name == "featurize":
+        from ser_ray.store.pipeline import featurize as value
+    elif name == "Store":
+        from ser_ray.store.store import Store as value
+    elif name == "Experiment":
+        from ser_ray.experiment.experiment import Experiment as value
+    elif name == "run":
+        from ser_ray.experiment.run import run as value
+    elif name == "Model":
+        from ser_ray.model.model import Model as value
+    elif name == "load":
+        from ser_ray.model.files import load_model as value
+    elif name == "evaluate":
+        from ser_ray.experiment.evaluate import evaluate as value
+    elif name == "register":
+        from ser_ray.registration import register as value
+    else:
         raise AttributeError(f"module 'ser_ray' has no attribute {name!r}")
-    room, _, own = _ROOMS[name].partition(":")
-    value = getattr(import_module(f"ser_ray.{room}"), own)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *__all__})

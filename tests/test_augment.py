@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ser_ray.base.errors import UserError
+from ser_ray.features.augmentation import parse_augmentation
 from ser_ray.features.kernels import copies as augment
 from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE, make_generator, phase_vocoder, resample
-from ser_ray.features.recipe import parse_augmentation
 from ser_ray.features.summary import Summary
 from ser_ray.speech.audio import decode
 

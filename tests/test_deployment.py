@@ -61,9 +61,9 @@ def test_the_rayjob_is_the_main_job_on_a_closed_cluster(job):
     assert spec["enableInTreeAutoscaling"] and job["spec"]["shutdownAfterJobFinishes"]
     python, script, *flags = shlex.split(job["spec"]["entrypoint"])
     assert (python, script) == ("python", "/home/ray/ser_ray/jobs/train.py")
-    experiment, values = parse_experiment([*flags], "", _train_flags())
-    assert (experiment.train.device, experiment.train.num_workers) == ("cuda", "4")
-    assert all(values[name].startswith("s3://") for name in ("store", "output"))
+    wish = parse_experiment([*flags], "", _train_flags())
+    assert (wish.compute.device, wish.compute.num_workers) == ("cuda", "4")
+    assert all(wish.values[name].startswith("s3://") for name in ("store", "output"))
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for group in groups:
         (container,) = group["template"]["spec"]["containers"]

@@ -82,6 +82,15 @@ def test_a_stage_imports_only_what_stands_left_of_it():
         assert used <= LEFT_OF[folder] | {folder}, f"{room} imports {sorted(used - LEFT_OF[folder] - {folder})}"
 
 
+def test_no_rooms_import_each_other_in_a_circle():
+    rooms = {f"ser_ray.{room[:-3].replace('/', '.')}": tree for room, tree in TREES.items() if "__init__" not in room}
+    arrows = {name: {other for other in at_the_top(tree) if other in rooms} for name, tree in rooms.items()}
+    left = dict(arrows)
+    while free := {name for name, others in left.items() if not others & left.keys() - {name}}:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert not left
+
+
 def reached_from(module: str) -> set[str]:
     code = f"import sys, {module}; print(*sorted(name for name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

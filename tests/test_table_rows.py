@@ -57,8 +57,7 @@ def test_a_file_with_two_speakers_belongs_to_neither(tmp_path):
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_store_leaves_a_file_under_two_labels_out_and_its_accounts_add_up(tmp_path, capsys):
-    from ser_ray.features.settings import FeaturizeConfig
-
+    from ser_ray.features.recipe import FeaturizeConfig
     from ser_ray.store.pipeline import featurize
 
     for number in range(3):

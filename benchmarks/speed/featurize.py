@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_limits
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, run_job
+from ser_ray.features.augmentation import parse_augmentation
 from ser_ray.features.kernels.copies import PITCH_RATE, STRETCH_RATE, augment, make_generator
 from ser_ray.features.kernels.spectra import use_one_core
-from ser_ray.features.recipe import parse_augmentation
 from ser_ray.features.summary import Summary
 from ser_ray.speech.audio import AudioError, decode
 from ser_ray.speech.corpora import discover

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ser_ray.base.errors import UserError
+from ser_ray.features.augmentation import DRAWN, parse_augmentation
 from ser_ray.features.spec import Features, features_identity, read_features, write_features
 from ser_ray.features.summary import Summary
-
-STEPS = ("noise", "stretch", "pitch", "shift")  # of augmentation
-_DRAWN = {"noise", "shift"}  # of them those that draw random numbers
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class FeaturizeConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides over the rows of a store: the seed only where something is drawn."""
-        drawn = any(_DRAWN & set(parse_augmentation(name)) for name in self.augment)
+        drawn = any(DRAWN & set(parse_augmentation(name)) for name in self.augment)
         seed = {"seed": self.seed} if drawn else {}
         return {"features": features_identity(self.features), "augmentations": list(self.augment), **seed}
 
@@ -62,23 +60,3 @@ def read_recipe(settings: dict[str, Any]) -> FeaturizeConfig:
         UserError: It names features that are unknown here.
     """
     return FeaturizeConfig(read_features(settings["features"]), tuple(settings["augmentations"]), settings["seed"])
-
-
-def parse_augmentation(name: str) -> tuple[str, ...]:
-    """Read an augmentation's name.
-
-    Args:
-        name: `none`, one of `STEPS`, or a chain of them such as `stretch+pitch`.
-
-    Returns:
-        The steps in their order; none for `none`.
-
-    Raises:
-        UserError: A step is unknown; the message names the choices.
-    """
-    steps = () if name == "none" else tuple(name.split("+"))
-    if not set(steps) <= set(STEPS):
-        raise UserError(
-            f"unknown augmentation {name!r}: choose none, {', '.join(STEPS)}, or a chain like stretch+pitch"
-        )
-    return steps

@@ -84,11 +84,11 @@ class Model:
 
     def logits(self, examples: Examples, members: Sequence[nn.Module] | None = None) -> torch.Tensor:
         """Return the mean logits `[N, C]` of the members, or of some of them, over the views of each clip."""
-        heard = []
+        answers = []
         for member in self.members if members is None else members:
             network = Views(member, self.features, self.views) if self.views else member
-            heard.append(predict_logits(network, examples))
-        return torch.stack(heard).mean(0)
+            answers.append(predict_logits(network, examples))
+        return torch.stack(answers).mean(0)
 
     def answer(self, examples: Examples) -> np.ndarray:
         """Return calibrated probabilities `[N, C]`, float64.

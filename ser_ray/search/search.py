@@ -174,7 +174,7 @@ def _run_trials(
     epochs = search.experiment.train.epochs * len(trainable.splits)
     say(f"{config.num_samples} trials of up to {epochs} epochs, {place.share} at a time")
     stopper = scheduler(config, epochs, trainable.brake)
-    what = ray.tune.with_parameters(run_trial, trainable=trainable, root=storage.join(folder.root, "checkpoints"))
+    what = ray.tune.with_parameters(run_trial, common=trainable, root=storage.join(folder.root, "checkpoints"))
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would take what was tried so far for all of it
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one speaks whatever the verbosity
     deadline = time.time() + (config.time_budget_s or math.inf)

@@ -114,13 +114,13 @@ class Trainable:
     brake: ray.actor.ActorHandle
 
 
-def run_trial(values: dict[str, Any], trainable: Trainable, root: str) -> None:
+def run_trial(values: dict[str, Any], common: Trainable, root: str) -> None:
     """Train one setting, fold after fold; every epoch is reported to Tune."""
     quiet()
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"  # for a trial to end before the next one has its process
-    todo, trial = put_in(trainable.experiment, values), ray.tune.get_context().get_trial_id()
-    shared = trainable.shared
-    is_pulled = partial(_is_pulled, trainable.brake, trial)
+    todo, trial = put_in(common.experiment, values), ray.tune.get_context().get_trial_id()
+    shared = common.shared
+    is_pulled = partial(_is_pulled, common.brake, trial)
     tasks = [
         Task(
             Method(todo.network, shared.rows.recipe.features, parts.labels, todo.train, todo.changes),
@@ -131,10 +131,10 @@ def run_trial(values: dict[str, Any], trainable: Trainable, root: str) -> None:
             names={INNER_FOLD: fold},
             should_stop=is_pulled,
         )
-        for fold, parts in enumerate(trainable.splits)
+        for fold, parts in enumerate(common.splits)
     ]
     tell = _ToTune(todo.train.epochs)
-    for _, fitted in train_many(tasks, trainable.place, tell, shared):
+    for _, fitted in train_many(tasks, common.place, tell, shared):
         if is_pulled():
             return
         tell.done.append(max(epoch["validation_uar"] for epoch in fitted.history))

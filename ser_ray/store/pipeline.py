@@ -43,8 +43,8 @@ def find_and_connect(roots: Sequence[str], verbose: bool = False) -> Manifest:
     """Find the clips under some roots while Ray starts and its workers import what they need.
 
     Args:
-        roots: What `corpora.discover` takes.
-        verbose: What `cluster.connect` takes.
+        roots: Local folders, URIs, and CSV or Parquet tables.
+        verbose: Show Ray's own log lines and warnings.
 
     Raises:
         UserError: No usable clip, or no Ray cluster.

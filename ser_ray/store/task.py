@@ -65,7 +65,7 @@ class ShardWriter:
             tasks: In the column `clips` the clips of each, a list of records of `UTTERANCE_SCHEMA`.
 
         Returns:
-            What `write` returns and the `node` it ran on, one row per task.
+            One row per task: the counts and the error of `write`, and the `node` it ran on.
         """
         node = {"node": ray.get_runtime_context().get_node_id()}
         clips = (pa.Table.from_struct_array(records.values) for records in tasks["clips"])

@@ -72,8 +72,9 @@ def loss_weights(counts_GC: Tensor, balance: float, by: str) -> Tensor:
 
     Args:
         counts_GC: Training rows of each.
-        balance: What `TrainConfig.balance` says.
-        by: What `TrainConfig.balance_by` says; by `all`, 1 is the average over all clips.
+        balance: Exponent of the inverse class frequency: 0 weighs clips alike, 1 classes.
+        by: `corpus` to count classes in each corpus by itself; `all` to count them together, where 1 is the average
+            over all clips.
     """
     if by == "all":
         counts_GC = counts_GC.sum(0, keepdim=True).expand_as(counts_GC)

@@ -33,7 +33,7 @@ class Shared:
     """Rows in Ray's object store, where all workers of a node read them in place.
 
     Attributes:
-        examples: What `Examples.arrays` gives.
+        examples: The rows as `Examples`, as NumPy arrays by name.
         rows: Which rows they are.
         speakers: By whom they are normalized; None where they are not.
     """

@@ -48,7 +48,7 @@ def augment(
 
     Args:
         waveform_BT: Waveforms.
-        steps: From `features.recipe.parse_augmentation`.
+        steps: From `features.augmentation.parse_augmentation`.
         generator: Source of random numbers, on the CPU.
         spectrum_BNF: The waveforms' `stft` if it is there already.
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ser_ray.features.augmentation import parse_augmentation
 from ser_ray.features.kernels import copies
-from ser_ray.features.recipe import parse_augmentation
 
 
 class WaveformKernel:

@@ -10,6 +10,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from ser_ray.features.augmentation import parse_augmentation
 from ser_ray.features.banks import N_CHROMA, TUNINGS, chroma_banks, dct_bank, mel_bank
 from ser_ray.features.kernels import copies
-from ser_ray.features.log_mel import LogMel
-from ser_ray.features.recipe import parse_augmentation
-from ser_ray.features.summary import Summary
+
+if TYPE_CHECKING:
+    from ser_ray.features.log_mel import LogMel
+    from ser_ray.features.summary import Summary
 
 _TOP_DB = 80.0
 _MIN_POWER = 1e-10

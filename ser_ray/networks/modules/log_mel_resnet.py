@@ -5,12 +5,16 @@ Shape suffixes: B clips, T frames, F features or mel bands, C classes or channel
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.networks.modules.layers import Standardize, own_frames
+
+if TYPE_CHECKING:
+    from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 
 STRIDES = ((2, 2), (2, 2), (1, 2))  # of the three stages, in time and frequency
 ATTENTION = 64  # hidden units of the attention
