@@ -315,6 +315,7 @@ def test_a_killed_job_goes_on_and_a_finished_or_another_one_is_not_touched(run, 
     assert (code, err) == (0, "") and "Answered already: 2 recordings" in out
     assert [Path(path).name for path in seen] == ["2.wav"]
     windows, _, _ = read("out")
+    monkeypatch.setattr(predicting.Answerer, "_answer", real)
     whole, _, _ = answer(run, tmp_path / "whole", tmp_path / "in")
     pd.testing.assert_frame_equal(windows, whole)
     code, _, err = job(*words)
@@ -352,13 +353,13 @@ def test_a_model_of_made_speech_says_so(job, tmp_path):
     code, out, err = job("predict", "--run", "run", "--input", path, "--output", "out")
     assert (code, err) == (0, "") and "say nothing about people" in out
     assert json.loads(Path("out/predict.json").read_text())["made_speech"] is True
-    assert "10.000" in out and path in out  # the windows of a single recording
+    assert "10.000" in out and "a.wav" in out  # the windows of a single recording
 
 
 def test_a_model_that_normalizes_by_speaker_takes_each_channel_for_a_person(tmp_path):
     model = a_model()
     model.speaker_norm = True
-    path = write(tmp_path / "call.wav", np.stack([speech(25), 0.01 * speech(25, seed=2)], axis=1), subtype="FLOAT")
+    path = write(tmp_path / "call.wav", np.stack([speech(25), 0.1 * speech(25, seed=2)], axis=1), subtype="FLOAT")
     with open(path, "rb") as file:
         both = answer_windows([model], Hearing(file, WindowConfig(channels="separate"), model.features))
         quiet = as_file(sf.read(path)[0][:, 1], RATE)

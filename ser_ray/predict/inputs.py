@@ -144,13 +144,12 @@ def _of_files(files: Iterable[AudioFile]) -> Iterator[Piece]:
 
 def _below(text: str, path: str) -> Iterator[AudioFile]:
     """Yield the files at any depth below a folder that may hold sound."""
-    others, count = [], 0
+    files, others = [], []
     for folder in walk(path):
+        files += folder.files
         others += folder.others
-        for file in folder.files:
-            count += 1
-            yield file
-    if not count:
+    yield from sorted(files)
+    if not files:
         what = tell_contents(others) or "it is empty"
         raise UserError(f"--input {text}: no recording is in this folder: {what}")
 
@@ -161,7 +160,7 @@ def _matching(text: str, path: str) -> Iterator[AudioFile]:
     others, count = [], 0
     for name in names:
         if not storage.is_uri(name) and os.path.isdir(name):
-            files = [file for folder in walk(name) for file in folder.files]
+            files = sorted(file for folder in walk(name) for file in folder.files)
         elif suffix_of(name) in AUDIO_SUFFIXES or suffix_of(name) in MEDIA_SUFFIXES:
             files = [_describe(name)]
         else:
@@ -179,7 +178,7 @@ def _matching_objects(path: str) -> list[str]:
     scheme, _, rest = path.partition("://")
     bucket, *parts = rest.split("/")
     fixed = next((place for place, part in enumerate(parts) if _PATTERN.search(part)), len(parts))
-    root = storage.join(f"{scheme}://{bucket}", *parts[:fixed]) if fixed else f"{scheme}://{bucket}"
+    root = f"{scheme}://{'/'.join([bucket, *parts[:fixed]])}"
     wanted = [unquote(part) for part in parts[fixed:]]
     try:
         entries = list_entries(root, recursive=True)

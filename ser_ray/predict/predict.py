@@ -225,7 +225,7 @@ def _show(output: Output, names: Sequence[str], pieces: Sequence[Piece], account
     for table in tables:
         rows = table.drop_columns(["file", "probabilities"]).to_pylist()
         rows = [row | {"emotion": row["emotion"] or ("unsure" if row["probability"] else "silent")} for row in rows]
-        show_table(pieces[0].path, rows[:MAX_SHOWN])
+        show_table(pieces[0].path.rpartition("/")[2], rows[:MAX_SHOWN])
         if len(rows) > MAX_SHOWN:
             say(f"and {len(rows) - MAX_SHOWN} more windows")
     show_table("Recordings", [{name: accounts[name] for name in list(accounts)[:7]}])
