@@ -262,6 +262,9 @@ def test_a_table_names_parts_of_recordings(run, tmp_path):
     (tmp_path / "parts.csv").write_text("\n".join(rows))
     frame = pd.DataFrame({"path": ["tape.wav"] * 2, "start": [2.0, float("nan")], "end": [5.5, 3.0]})
     frame.to_parquet(tmp_path / "parts.parquet")
+    beyond = tmp_path / "beyond.csv"  # two parts that end where the recording does
+    beyond.write_text("path,start,end\ntape.wav,15,30\ntape.wav,15,40\n")
+    assert answer(run, tmp_path / "ends", beyond)[2]["recordings"]["answered"] == 2
     windows, recordings, content = answer(run, tmp_path / "out", tmp_path / "parts.csv")
     assert [*zip(windows["start"], windows["end"], strict=True)] == [(0, 3), (2, 5.5), (10, 20)]
     assert list(recordings["start"]) == [2, 10, 0] and list(recordings["seconds"]) == [3.5, 10, 3]

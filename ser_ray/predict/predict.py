@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from ser_ray import __version__
@@ -205,10 +206,11 @@ def _account(output: Output, names: Sequence[str], found: int) -> dict[str, Any]
     """
     counts: Counter[str] = Counter()
     for table in output.read("parts", names):
-        pieces = table.group_by(["file", "start", "end"]).aggregate([("answered_s", "sum")])
-        silent = pc.sum(pc.equal(pieces["answered_s_sum"], 0)).as_py() or 0
-        counts["answered"] += pieces.num_rows - silent
-        counts["silent"] += silent
+        # A recording's rows follow each other by channel, and its first row is where channels begin again.
+        first = np.flatnonzero(np.diff(table["channel"].to_numpy(), prepend=np.iinfo(np.int32).max) <= 0)
+        answered_s = np.add.reduceat(table["answered_s"].to_numpy(), first) if len(first) else np.zeros(0)
+        counts["answered"] += int((answered_s > 0).sum())
+        counts["silent"] += int((answered_s == 0).sum())
         for column in ("seconds", "answered_s", "silent_s", "windows", "silent_windows", "abstained_windows"):
             counts[column] += pc.sum(table[column]).as_py() or 0
     rejected = sum(table.num_rows for table in output.read("rejects", names))
