@@ -14,6 +14,7 @@ ROOMS = sorted(path for path in PACKAGE.rglob("*.py"))
 ON_RAY = {
     *("base/cluster.py", "base/workers.py", "store/pipeline.py", "store/task.py"),
     *("training/fit.py", "training/worker_rows.py", "search/search.py", "search/tuning_parts.py"),
+    "predict/predict_on_ray.py",
 }
 WITHOUT_TORCH = ("base", "speech", "features", "store", "networks", "scores", "search")  # but where MAY_TORCH says so
 MAY_TORCH = ("features/kernels/", "networks/modules/")
@@ -27,6 +28,7 @@ LEFT_OF = {
     "model": {"base", "speech", "features", "store", "networks"},
     "training": {"base", "speech", "features", "store", "networks", "model"},
     "scores": {"base", "speech", "features", "store", "model"},
+    "predict": {"base", "speech", "features", "store", "networks", "model"},
     "experiment": {"base", "speech", "features", "store", "networks", "model", "training", "scores"},
     "search": {"base", "speech", "features", "store", "networks", "model", "training", "scores", "experiment"},
 }
@@ -99,7 +101,7 @@ def reached_from(module: str) -> set[str]:
 
 
 def test_answering_and_evaluating_import_no_training():
-    for module in ("ser_ray.model.files", "ser_ray.experiment.evaluate"):
+    for module in ("ser_ray.model.files", "ser_ray.experiment.evaluate", "ser_ray.predict.predict"):
         reached = reached_from(module)
         assert not is_of(reached, "ser_ray.training") and not is_of(reached, "ray"), module
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.model.files import load_model
 from ser_ray.model.model import Model, pool_predictions
 from ser_ray.model.speakers import TOLD, listen
 from ser_ray.scores import metrics
@@ -34,27 +33,11 @@ MENDS = {
 }
 
 
-def load_models(roots: Sequence[str]) -> list[Model]:
-    """Read models that are to answer together.
-
-    Args:
-        roots: Folders as `load_model` takes them.
-
-    Raises:
-        UserError: One cannot be read, or has other features or labels than the first.
-    """
-    models = [load_model(root) for root in roots]
-    for root, other in zip(roots, models, strict=True):
-        if (other.features, other.labels) != (models[0].features, models[0].labels):
-            raise UserError(f"{root} has other features or labels than {roots[0]}, so they cannot answer together")
-    return models
-
-
 def evaluate(models: Sequence[Model], store: Store, folder: RunFolder) -> dict[str, Any]:
     """Score a model, or several that answer together, on all clips of a store whose speakers none was trained on.
 
     Args:
-        models: The models, as `load_models` gives them.
+        models: The models, as `model.files.load_models` gives them.
         store: Finished store of their features.
         folder: Where to write the results.
 

@@ -9,6 +9,8 @@ Nothing in it is executed when it is loaded, and nothing that it names is import
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -64,8 +66,7 @@ def load_model(folder: str) -> Model:
     Raises:
         UserError: There is no model that this version reads, or it names features or a network that nobody registered.
     """
-    inner = storage.join(folder, "model")
-    folder = inner if storage.exists(storage.join(inner, "config.json")) else folder
+    folder = _inner(folder)
     if not storage.exists(storage.join(folder, "config.json")):
         raise UserError(f"{folder} holds no trained model (config.json is missing); name a finished run")
     try:
@@ -100,6 +101,41 @@ def load_model(folder: str) -> Model:
         raise UserError(f"{folder} is not a model that this version reads: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} is not a model that this version reads: {str(error).splitlines()[0]}") from None
+
+
+def load_models(roots: Sequence[str]) -> list[Model]:
+    """Read models that are to answer together.
+
+    Args:
+        roots: Folders as `load_model` takes them.
+
+    Raises:
+        UserError: One cannot be read, or has other features or labels than the first.
+    """
+    models = [load_model(root) for root in roots]
+    for root, other in zip(roots, models, strict=True):
+        if (other.features, other.labels) != (models[0].features, models[0].labels):
+            raise UserError(f"{root} has other features or labels than {roots[0]}, so they cannot answer together")
+    return models
+
+
+def digest_model(folder: str) -> str:
+    """Return 12 hex digits that stand for a model's weights and configuration.
+
+    Args:
+        folder: As `load_model` takes it.
+    """
+    digest, folder = hashlib.sha256(), _inner(folder)
+    for name in ("config.json", "model.safetensors"):
+        with storage.open_read(storage.join(folder, name)) as stream:
+            digest.update(stream.read())
+    return digest.hexdigest()[:12]
+
+
+def _inner(folder: str) -> str:
+    """Return the model's own folder, given that or the run that holds it."""
+    inner = storage.join(folder, "model")
+    return inner if storage.exists(storage.join(inner, "config.json")) else folder
 
 
 def _read_config(folder: str) -> dict[str, Any]:

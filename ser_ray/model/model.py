@@ -5,28 +5,26 @@ Shape suffixes: N clips, C classes, K members, T samples, F features or bands.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 import torch
-from scipy.special import entr
 from torch import nn
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.features.arrays import encode_features
 from ser_ray.features.spec import Features
+from ser_ray.model.answers import answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.examples import Examples, predict_logits
-from ser_ray.model.speakers import Known, Speakers, sums_of
+from ser_ray.model.speakers import Known, Speakers
 from ser_ray.model.views import Views
+from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.networks.spec import NetworkSpec
-from ser_ray.speech.audio import AudioError, Clip, decode
+from ser_ray.speech.audio import AudioError
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.store.rows import Rows, digest_of
 
@@ -119,64 +117,33 @@ class Model:
         return predictions.append_column("path", table["path"])
 
     def predict(self, sound: str | np.ndarray, *, sample_rate: int | None = None) -> Any:
-        """Answer for one recording: a file's path or URI, or its samples.
+        """Answer for one recording of any length: a file's path or URI, or its samples.
 
-        A recording that is longer than the features' window is answered by its first window. A model that normalizes
-        by speaker takes the recording for all that is known of its speaker.
+        It is cut into windows as `WindowConfig` does by default. A model that normalizes by speaker takes the recording
+        for all that is known of its speaker.
 
         Args:
             sound: Path, URI, or mono samples `[T]` with full scale 1.
             sample_rate: Of the samples, Hz; of a file it is known.
 
         Returns:
-            A pandas DataFrame of one row: `file start end emotion probability probabilities entropy`, times in seconds,
-            probabilities in the order of `labels.names`, entropy in nats.
+            A pandas DataFrame of one row for each window: `file channel start end emotion probability probabilities
+            entropy`, times in seconds, probabilities in the order of `labels.names`, entropy in nats. Channel 0 is the
+            mean of all. A silent window has no answer.
 
         Raises:
             UserError: Samples come without their rate, or a file cannot be read or is no sound.
         """
-        import pandas
-
-        clip, file = self._read(sound, sample_rate)
-        features = self.features.kernel().rows(clip.waveform_T, file, ("none",), 0)
-        row = {"utterance_id": [file], "corpus": [""], "speaker_id": [file], "emotion": [self.labels.names[0]]}
-        table = pa.table({**row, "features": encode_features(features, self.features.arrow_type())})
-        known = {}
-        if self.speaker_norm:
-            values = Examples.from_table(table, self.labels, [""]).values.numpy()
-            known[file] = Known(len(values), sums_of(values))
-        probabilities_C = self.answer(Examples.from_table(table, self.labels, [""], self.normalizer(known)))[0]
-        seconds = len(clip.waveform_T) / self.features.sample_rate
-        start = min(self.features.offset_s, clip.duration_s - seconds)  # the window of a short clip slides back
-        return pandas.DataFrame(
-            {
-                "file": [file],
-                "start": [max(0.0, start)],
-                "end": [max(0.0, start) + seconds],
-                "emotion": [self.labels.names[int(probabilities_C.argmax())]],
-                "probability": [float(probabilities_C.max())],
-                "probabilities": [probabilities_C],
-                "entropy": [float(entr(probabilities_C).sum())],
-            }
-        )
-
-    def _read(self, sound: str | np.ndarray, sample_rate: int | None) -> tuple[Clip, str]:
-        """Return the window of a recording at the features' rate, and its name."""
-        window = {name: getattr(self.features, name) for name in ("sample_rate", "offset_s", "duration_s")}
-        if isinstance(sound, np.ndarray):
-            if sample_rate is None:
-                raise UserError("samples come without their rate: give sample_rate, which is not guessed")
-            file, name = io.BytesIO(), "samples"
-            soundfile.write(file, sound, sample_rate, format="WAV", subtype="FLOAT")
-            file.seek(0)
-        else:
-            name = storage.normalize(str(sound))
+        if isinstance(sound, np.ndarray) and sample_rate is None:
+            raise UserError("samples come without their rate: give sample_rate, which is not guessed")
+        name = "samples" if isinstance(sound, np.ndarray) else storage.normalize(str(sound))
         try:
-            if not isinstance(sound, np.ndarray):
-                file = storage.open_read(name)
-            return decode(file, **window), name
+            with as_file(sound, sample_rate) if isinstance(sound, np.ndarray) else storage.open_read(name) as file:
+                hearing = Hearing(file, WindowConfig(), self.features)
+                answers_WC = answer_windows([self], hearing)
         except (AudioError, OSError) as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}") from None
+        return tell_windows(name, hearing, answers_WC, self.labels.names).to_pandas()
 
 
 def pool_predictions(predictions: Sequence[pa.Table], labels: Sequence[str]) -> pa.Table:

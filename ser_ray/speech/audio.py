@@ -41,6 +41,7 @@ _MAX_HOT = 64.0  # 36 dB above full scale; a louder float file is at the scale o
 _INTEGER_SCALE = 32_768
 _MAX_PEAK = 1e6  # full scale is 1
 _MAX_CANCELLED = 0.01  # of the louder channel's range; a mean of two that has no more is what cancelling left
+NOTE_SCALED = f"{SCALED}: divided by {_INTEGER_SCALE}"
 _BLOCK = 1 << 20  # samples of all channels together that are decoded at once
 _MAGIC = (b"RIFF", b"RIFX", b"FORM", b"fLaC", b"OggS", b"ID3")
 
@@ -81,24 +82,37 @@ def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_
         AudioError: The file cannot be used; the message says why.
         OSError: The file cannot be read.
     """
-    head = file.read(SAMPLE_BYTES)
-    if not head:
-        raise AudioError("empty file")
-    if pointer := name_pointer(head):
-        raise AudioError(pointer)
-    recording = _Recording(file, survey(file))
+    recording = open_recording(file)
     try:
         recording.check_header()
         waveform_T, notes = _read_window(recording, offset_s, duration_s)
         if recording.is_float and _is_at_integer_scale(recording, waveform_T):
             waveform_T = waveform_T / np.float32(_INTEGER_SCALE)
-            notes.append(f"{SCALED}: divided by {_INTEGER_SCALE}")
+            notes.append(NOTE_SCALED)
     except sf.LibsndfileError:
         raise AudioError(f"truncated or damaged: its {recording.format} data end early") from None
     finally:
         recording.close()
     rate = recording.rate
-    return Clip(_resample(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes))
+    return Clip(to_rate(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes))
+
+
+def open_recording(file: BinaryIO) -> Recording:
+    """Open an audio file, told by its content; its header is still to be checked.
+
+    Args:
+        file: Seekable binary stream, which stays the caller's.
+
+    Raises:
+        AudioError: It is no sound, or none that can be read.
+        OSError: It cannot be read.
+    """
+    head = file.read(SAMPLE_BYTES)
+    if not head:
+        raise AudioError("empty file")
+    if pointer := name_pointer(head):
+        raise AudioError(pointer)
+    return Recording(file, survey(file))
 
 
 def count_notes(notes: Iterable[str]) -> dict[str, int]:
@@ -109,7 +123,7 @@ def count_notes(notes: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-class _Recording:
+class Recording:
     """An open audio file whose frames are read anywhere, as often as needed.
 
     Attributes:
@@ -212,7 +226,7 @@ class _Recording:
             position = self.reached
 
 
-def _read_window(recording: _Recording, offset_s: float, duration_s: float | None) -> tuple[np.ndarray, list[str]]:
+def _read_window(recording: Recording, offset_s: float, duration_s: float | None) -> tuple[np.ndarray, list[str]]:
     """Return the window's samples and what is to be noted of them; n_frames of the recording is no guess after it."""
     notes = recording.notes()
     start, length = _place(recording, offset_s, duration_s)
@@ -236,19 +250,19 @@ def _read_window(recording: _Recording, offset_s: float, duration_s: float | Non
     return waveform_T, notes + slid + cancel
 
 
-def _place(recording: _Recording, offset_s: float, duration_s: float | None) -> tuple[int, int]:
+def _place(recording: Recording, offset_s: float, duration_s: float | None) -> tuple[int, int]:
     """Return the window's first sample and length; it begins before the offset where too little would remain."""
     start = min(int(offset_s * recording.rate), _latest(recording))
     remaining = recording.n_frames - start
     return start, remaining if duration_s is None else min(remaining, int(duration_s * recording.rate))
 
 
-def _latest(recording: _Recording) -> int:
+def _latest(recording: Recording) -> int:
     """Return the last sample at which a window may begin."""
     return max(0, recording.n_frames - math.ceil(MIN_REMAINING_S * recording.rate))
 
 
-def _read_mono(recording: _Recording, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
+def _read_mono(recording: Recording, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
     """Average the channels, or take the first that has sound where they cancel; return samples and a note of that.
 
     Two channels cancel where their mean is nothing beside the louder: one is the other inverted, as where the two wires
@@ -272,14 +286,32 @@ def _read_mono(recording: _Recording, start: int, stop: int) -> tuple[np.ndarray
         return waveform_T, []
     parts = [part_TC for _, part_TC in recording.blocks(start, stop)]
     range_C = np.ptp(np.concatenate(parts), axis=0)
-    if not left <= share * range_C.max() or not range_C.any():
+    channel = sounding_channel(range_C, left)
+    if channel is None:
         return waveform_T, []
-    channel = int(np.argmax(range_C > _MAX_CANCELLED * range_C.max()))
     first_T = np.concatenate([part_TC[:, channel] for part_TC in parts])
-    return first_T, [f"{CANCEL}: their mean is silence, so channel {channel + 1} is used"]
+    return first_T, [note_cancelled(channel)]
 
 
-def _find_sound(recording: _Recording, start: int, length: int) -> int:
+def sounding_channel(range_C: np.ndarray, left: float) -> int | None:
+    """Return which channel to use, counted from 0, where the channels cancel each other; None where they do not.
+
+    Args:
+        range_C: The largest sample of each channel less the smallest.
+        left: That of their mean.
+    """
+    share = _MAX_CANCELLED if len(range_C) == 2 else 0
+    if len(range_C) == 1 or not range_C.any() or not left <= share * range_C.max():
+        return None
+    return int(np.argmax(range_C > _MAX_CANCELLED * range_C.max()))
+
+
+def note_cancelled(channel: int) -> str:
+    """Return the note that a channel, counted from 0, is used for all."""
+    return f"{CANCEL}: their mean is silence, so channel {channel + 1} is used"
+
+
+def _find_sound(recording: Recording, start: int, length: int) -> int:
     """Return where a window that is silent has sound: from the next sound on, or else up to the last one before.
 
     Raises:
@@ -300,26 +332,36 @@ def _find_sound(recording: _Recording, start: int, length: int) -> int:
     return max(0, last + 1 - length)
 
 
-def _check_samples(waveform_T: np.ndarray, length: int, recording: _Recording) -> None:
+def _check_samples(waveform_T: np.ndarray, length: int, recording: Recording) -> None:
     """Raise AudioError unless the window's samples are all there and can be sound."""
     if len(waveform_T) < length or not length:
         raise AudioError(f"truncated: its header promises {recording.n_frames / recording.rate:.2f} s")
-    low, high = float(waveform_T.min()), float(waveform_T.max())
+    check_range(float(waveform_T.min()), float(waveform_T.max()))
+
+
+def check_range(low: float, high: float) -> None:
+    """Raise AudioError unless the smallest and the largest sample can be sound."""
     if not math.isfinite(low + high):  # minimum and maximum hand on a NaN
         raise AudioError("samples that are no numbers (NaN or infinite)")
     if max(-low, high) > _MAX_PEAK:
         raise AudioError(f"samples out of range: a peak of {max(-low, high):.0e} times full scale")
 
 
-def _is_at_integer_scale(recording: _Recording, waveform_T: np.ndarray) -> bool:
+def _is_at_integer_scale(recording: Recording, waveform_T: np.ndarray) -> bool:
     """Tell whether floats are at the scale of 16-bit integers; where the window leaves it open, the file decides."""
     peak = float(np.abs(waveform_T).max())
     if 1 < peak <= _MAX_HOT:
         peak = max(float(np.abs(part_TC).max()) for _, part_TC in recording.blocks(0, recording.n_frames))
-    return _MAX_HOT < peak <= _MAX_PEAK
+    return integer_scale(peak) > 1
 
 
-def _resample(waveform_T: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
+def integer_scale(peak: float) -> int:
+    """Return by what to divide floats of a peak: more than 1 where they are at the scale of 16-bit integers."""
+    return _INTEGER_SCALE if _MAX_HOT < peak <= _MAX_PEAK else 1
+
+
+def to_rate(waveform_T: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
+    """Resample mono samples; there are as many as librosa would give."""
     if rate_in == rate_out:
         return waveform_T
     n_out = math.ceil(len(waveform_T) * (rate_out / rate_in))
