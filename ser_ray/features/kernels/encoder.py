@@ -8,7 +8,6 @@ Shapes: T samples, N frames, W width of a state, S states.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -184,10 +183,9 @@ def _read_weights(found: Found, folder: str, wanted: Callable[[str], bool] = lam
             else:
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
                 weights |= {name: t.float() for name, t in loaded.items() if isinstance(t, Tensor) and wanted(name)}
-        except (OSError, ValueError, RuntimeError, AttributeError, EOFError) as error:
-            raise UserError(f"--encoder {folder}: {path}: {str(error).splitlines()[0]}; bring it again") from None
-        except (pickle.UnpicklingError, safetensors.SafetensorError):
+        except Exception as error:  # whatever a damaged file, or one that holds more than weights, makes of its reader
             raise UserError(
-                f"--encoder {folder}: {path} holds more than weights, or is damaged; bring another"
+                f"--encoder {folder}: {path} is damaged, or holds more than weights ({type(error).__name__}); "
+                "bring it there again"
             ) from None
     return weights
