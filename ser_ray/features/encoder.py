@@ -106,7 +106,7 @@ class Encoder:
         return load_kernel(self)
 
 
-class Found(NamedTuple):
+class Pretrained(NamedTuple):
     """What a folder tells of the encoder in it.
 
     Attributes:
@@ -155,7 +155,7 @@ def find_folder(name: str) -> str:
     )
 
 
-def look_into(folder: str) -> Found:
+def look_into(folder: str) -> Pretrained:
     """Find out about the encoder in a folder, without torch.
 
     Raises:
@@ -181,7 +181,7 @@ def look_into(folder: str) -> Found:
     parts += [_digest_file(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in weights]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     library = "" if family == "whisper" else _library(family)
-    return Found(settings, weights, normalizes, digest, library, layers + 1, width, longest_s)
+    return Pretrained(settings, weights, normalizes, digest, library, layers + 1, width, longest_s)
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:

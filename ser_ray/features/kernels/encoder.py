@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.encoder import SAMPLE_RATE, Encoder, Found, find_folder, look_into
+from ser_ray.features.encoder import SAMPLE_RATE, Encoder, Pretrained, find_folder, look_into
 from ser_ray.features.kernels import copies
 from ser_ray.features.kernels.whisper import WhisperEncoder
 from ser_ray.features.recipe import parse_augmentation
@@ -118,7 +118,7 @@ class _ByLibrary(nn.Module):
         return [state_1NW[0] for state_1NW in self.network(waveform_1T, output_hidden_states=True).hidden_states]
 
 
-def _build_whisper(found: Found, folder: str) -> nn.Module:
+def _build_whisper(found: Pretrained, folder: str) -> nn.Module:
     if found.settings.get("activation_function", "gelu") != "gelu":
         raise UserError(f"--encoder {folder}: activation {found.settings['activation_function']} is not Whisper's gelu")
     try:
@@ -136,7 +136,7 @@ def _build_whisper(found: Found, folder: str) -> nn.Module:
     return network
 
 
-def _build_by_library(found: Found, folder: str) -> nn.Module:
+def _build_by_library(found: Pretrained, folder: str) -> nn.Module:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -168,7 +168,9 @@ def _refuse_unfit(folder: str, names: Sequence[str]) -> None:
         )
 
 
-def _read_weights(found: Found, folder: str, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+def _read_weights(
+    found: Pretrained, folder: str, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
     """Read weights, those alone that are wanted where the file allows; nothing in it is executed.
 
     Raises:
