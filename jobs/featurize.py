@@ -24,7 +24,7 @@ class Flags:
 
     Attributes:
         features: Kind of features: `summary` (162 means over frames), `log_mel` (frames × bands, dB), or `waveform`
-            (16-bit samples).
+            (16-bit samples), or `encoder` (states of a pretrained speech encoder).
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         device: `cpu`, or `cuda` for one GPU per task.
@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     if not flags.data:
         raise UserError("--data is missing: name the folders that hold your corpora")
     recipe = FeaturizeConfig(pick_config(kind, values), values["augment"], values["seed"])
+    recipe.identity()  # features that cannot be made are refused now
     manifest = find_and_connect(flags.data, flags.verbose)
     store = featurize(manifest, recipe, flags.store, flags.device)
     say(f"Store: {store.root}")

@@ -43,6 +43,11 @@ def choice(default: str, *others: str) -> Any:
     return dataclasses.field(default=default, metadata={"choice": tuple(dict.fromkeys((default, *others)))})
 
 
+def fact(default: Any) -> Any:
+    """Declare what a settings dataclass finds out by itself, and so is no flag."""
+    return dataclasses.field(default=default, metadata={"fact": True})
+
+
 def check_settings(config: Any) -> None:
     """Hold a settings dataclass to what its fields declare.
 
@@ -152,7 +157,8 @@ def _collect(
     """Add type and default of each flag that a dataclass asks for, in order."""
     texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
-    hints = {name: hint for name, hint in _hints(config).items() if name not in without}
+    facts = {field.name for field in dataclasses.fields(config) if field.metadata.get("fact")}
+    hints = {name: hint for name, hint in _hints(config).items() if name not in facts.union(without)}
     for name, hint in hints.items():
         if not dataclasses.is_dataclass(hint) and name not in fields:
             fields[name] = Annotated[hint, tyro.conf.arg(help=texts[name])], defaults.get(name, usual[name])

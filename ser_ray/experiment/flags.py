@@ -133,6 +133,8 @@ def open_store(wish: Wish) -> Store:
     """
     check_address()
     data = wish.data
+    if data or not wish.store:
+        wish.recipe.identity()  # features that cannot be made shall be refused now
     if not data and not wish.store:
         say("No --data: made speech.")
         data = made.write_speech(f"data/made-{wish.clips}", wish.clips)

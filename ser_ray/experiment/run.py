@@ -115,7 +115,9 @@ def plan_run(
     refuse_untrained(parts)
     start = load_start(experiment, rows.recipe.features, parts) if experiment.start_from else None
     folder.claim(experiment.identity(rows))
-    speakers = Speakers(usual_speech(parts.train), known or {}) if experiment.speaker_norm else None
+    speakers = None
+    if experiment.speaker_norm:
+        speakers = Speakers.of(rows.recipe.features, usual_speech(parts.train), known or {})
     several = experiment.members > 1
     starts = [network.state_dict() for network in start.members] if start else [None]
     tasks = []

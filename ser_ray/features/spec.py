@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from ser_ray.base.errors import UserError
 from ser_ray.base.registry import registered_specs
+from ser_ray.features.encoder import Encoder
 from ser_ray.features.log_mel import LogMel
 from ser_ray.features.summary import Summary
 from ser_ray.features.waveform import Waveform
 
-FEATURES: tuple[type, ...] = (Summary, LogMel, Waveform)
+FEATURES: tuple[type, ...] = (Summary, LogMel, Waveform, Encoder)
 _OF_ALL_KINDS = {"n_fft", "hop_length", "n_mels", "n_mfcc", "chroma_tuning"}  # which stores once named, used or not
 
 
@@ -112,8 +113,11 @@ def read_features(settings: dict[str, Any]) -> Features:
 def features_identity(features: Features) -> dict[str, Any]:
     """Return what decides over the rows: the kind, its version, and the settings that are not at their default.
 
-    So a setting that is added later changes the identity of no store that does without.
+    So a setting that is added later changes the identity of no store that does without. A kind whose settings say less
+    than its rows depend on, such as where weights lie, has an `identity` of its own.
     """
+    if own := getattr(features, "identity", None):
+        return {"kind": features.name, "version": features.version, **own()}
     usual = {field.name: field.default for field in fields(features) if field.default is not MISSING}
     changed = {name: value for name, value in asdict(features).items() if (name, value) not in usual.items()}
     return {"kind": features.name, "version": features.version, **changed}

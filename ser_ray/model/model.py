@@ -78,7 +78,7 @@ class Model:
         """Return by what to normalize clips of speakers of whom something is known; None where it does without."""
         standardize = self.members[0].standardize  # by the frames of training as they were
         usual_2F = torch.stack([standardize.mean_F, standardize.std_F]).cpu().numpy()
-        return Speakers(usual_2F, known) if self.speaker_norm else None
+        return Speakers.of(self.features, usual_2F, known) if self.speaker_norm else None
 
     def logits(self, examples: Examples, members: Sequence[nn.Module] | None = None) -> torch.Tensor:
         """Return the mean logits `[N, C]` of the members, or of some of them, over the views of each clip."""

@@ -3,7 +3,8 @@
 Each mel band of a clip is brought from its mean and standard deviation over the known clips of its speaker to those of
 all training frames. As few clips tell a mood rather than a voice, `USUAL_FRAMES` frames of the training's usual speech
 count beside a speaker's own (a maximum a posteriori estimate: Gauvain and Lee, IEEE Transactions on Speech and Audio
-Processing 2 (2), 1994). A speaker of whom nothing is known stays as he is.
+Processing 2 (2), 1994). A speaker of whom nothing is known stays as he is. Where a clip is one row of numbers, such as
+an encoder's states, it counts as one frame.
 
 Shape suffix: F mel bands.
 """
@@ -19,12 +20,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ser_ray.base.console import say
-from ser_ray.features.arrays import decode_features
+from ser_ray.features.arrays import decode_features, shape_of
+from ser_ray.features.spec import Features
 from ser_ray.store.rows import Rows
 
 USUAL_FRAMES = 200  # Frames of usual speech that count beside a speaker's own: 3.2 s, where they are 16 ms apart.
 LEAST_STD = 1.0  # Least deviation of a speaker's band, dB: what hardly changes is not blown up.
-TOLD = "Spectra are normalized by speaker, those of tested speakers too: by all their clips, but not their emotions."
+USUAL_CLIPS = 2  # The same where a clip is one row.
+LEAST_PART = 0.01  # Least deviation there, as a part of the usual one: such numbers have units of their own.
+TOLD = "Features are normalized by speaker, those of tested speakers too: by all their clips, but not their emotions."
 FEW = 10  # With fewer known clips of a speaker, networks that do without normalization are better (docs/results.md).
 
 
@@ -47,18 +51,26 @@ class Speakers:
     Attributes:
         usual_2F: Mean and standard deviation of each band over the training frames, dB, to which clips are brought.
         known: What is known of each speaker; of any other nothing is.
+        framed: Whether clips are frames, dB; else each is one row of numbers.
     """
 
     usual_2F: np.ndarray
     known: dict[str, Known]
+    framed: bool = True
+
+    @classmethod
+    def of(cls, features: Features, usual_2F: np.ndarray, known: dict[str, Known]) -> Speakers:
+        """Return what is known of speakers whose clips have some kind of features."""
+        return cls(usual_2F, known, is_framed(features))
 
     def scale_and_shift(self, speaker: str) -> np.ndarray:
         """Return by what to multiply the bands of a speaker and what to add then, `[2, F]` float32."""
         frames, sums_2F = self.known.get(speaker, Known())
         mean_F, std_F = self.usual_2F.astype(np.float64)
         usual_2F = np.stack([mean_F, std_F**2 + mean_F**2])
-        own_F, square_F = (sums_2F + USUAL_FRAMES * usual_2F) / (frames + USUAL_FRAMES)
-        scale_F = std_F / np.sqrt(np.maximum(square_F - own_F**2, LEAST_STD**2))
+        count, least = (USUAL_FRAMES, LEAST_STD) if self.framed else (USUAL_CLIPS, LEAST_PART * std_F)
+        own_F, square_F = (sums_2F + count * usual_2F) / (frames + count)
+        scale_F = std_F / np.sqrt(np.maximum(square_F - own_F**2, least**2))
         return np.stack([scale_F, mean_F - scale_F * own_F]).astype(np.float32)
 
     def normalize(self, values: np.ndarray, offsets: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -79,6 +91,11 @@ class Speakers:
             values[begin:end] *= scale_F
             values[begin:end] += shift_F
         return values
+
+
+def is_framed(features: Features) -> bool:
+    """Tell whether a clip's features are frames, of which each clip has its own number."""
+    return shape_of(features.arrow_type())[0] is None
 
 
 def listen(rows: Rows) -> dict[str, Known]:

@@ -14,14 +14,17 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.registry import registered_specs
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.networks.probe import ProbeSpec
 from ser_ray.networks.space import Space
 
-NETWORKS: tuple[type, ...] = (LogMelResNetSpec, Cnn1dSpec)
+NETWORKS: tuple[type, ...] = (LogMelResNetSpec, Cnn1dSpec, ProbeSpec)
 DEFAULT_NETWORK = "log_mel_resnet"
 
 
 class NetworkSpec(Protocol):
     """A network with its settings.
+
+    One whose features have one shape may have among these a `mixup`, by which training clips are mixed then.
 
     Attributes:
         name: As `--model` has it.

@@ -157,7 +157,7 @@ def _share_rows(rows: Rows, splits: list[Split], search: Search) -> Trainable:
         chosen = chosen.union(parts.train).union(parts.validation)
     speakers = None
     if search.experiment.speaker_norm:  # brought to frames of validation speakers too
-        speakers = Speakers(usual_speech(chosen), listen(chosen))
+        speakers = Speakers.of(chosen.recipe.features, usual_speech(chosen), listen(chosen))
     shared = share_rows(chosen, splits[0].labels, speakers)
     return Trainable(search.experiment, splits, shared, Place(compute, concurrent, here), Brake.remote())
 

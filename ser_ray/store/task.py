@@ -50,10 +50,12 @@ class ShardWriter:
 
         use_one_core()  # Ray runs one task a core
         self.store, self.config = store, config
-        self.kernel = config.features.kernel()
         self.problem = ""
         try:
+            self.kernel = config.features.kernel()
             self.kernel.to(device)
+        except UserError as error:  # what the kernel reads is not on this node
+            self.problem = str(error)
         except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
         self.schema = row_schema(config.features.arrow_type())

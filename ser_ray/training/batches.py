@@ -46,10 +46,12 @@ class Batcher:
     Args:
         weight_GC: How much a clip of each corpus and class counts (`loss_weights`).
         augment: Changes training clips; None leaves them as they are.
+        mixup: Mixes clips of one shape that are not changed (`NetworkSpec`); 0 mixes none.
     """
 
-    def __init__(self, weight_GC: Tensor, augment: FrameAugment | None) -> None:
+    def __init__(self, weight_GC: Tensor, augment: FrameAugment | None, mixup: float = 0.0) -> None:
         self.weight_GC, self.augment = weight_GC, augment
+        self.mixup = augment.config.mixup if augment else mixup
 
     def __call__(self, examples: Examples, index_B: Tensor, epoch: int) -> Batch:
         """Make the batch of some examples in an epoch, whose number decides over the draws of changes.
@@ -59,12 +61,13 @@ class Batcher:
         targets_B = examples.targets[index_B]
         target_BC = functional.one_hot(targets_B, self.weight_GC.shape[1]).to(self.weight_GC)
         weight_B = self.weight_GC[examples.groups[index_B], targets_B]
-        if not self.augment:
-            return Batch(*examples.batch(index_B), target_BC, weight_B)
-        features = self.augment(examples, index_B, epoch)  # windows are full
-        if mixup := self.augment.config.mixup:
-            features, target_BC, weight_B = mix(features, target_BC, weight_B, mixup)
-        return Batch(features, None, target_BC, weight_B)
+        if self.augment:
+            features, lengths_B = self.augment(examples, index_B, epoch), None  # windows are full
+        else:
+            features, lengths_B = examples.batch(index_B)
+        if self.mixup and lengths_B is None:
+            features, target_BC, weight_B = mix(features, target_BC, weight_B, self.mixup)
+        return Batch(features, lengths_B, target_BC, weight_B)
 
 
 def loss_weights(counts_GC: Tensor, balance: float, by: str) -> Tensor:

@@ -101,16 +101,22 @@ class FrameAugment:
         return x_BTM.where(~blank.unsqueeze(3 - axis), self.fill_M)
 
 
-def mix(x_BTM: Tensor, target_BC: Tensor, weight_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def mix(features: Tensor, target_BC: Tensor, weight_B: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each clip, its label and its weight with those of its neighbour in the batch.
 
     Zhang et al., mixup: Beyond empirical risk minimization, ICLR 2018. Each clip stays the larger part of its mixture.
+
+    Args:
+        features: `[B, ...]`.
+        target_BC: How much of each class a clip is.
+        weight_B: How much each clip counts in the loss.
+        alpha: Parameter of the Beta distribution that parts are drawn from.
     """
     concentration_B = torch.full_like(weight_B, alpha)
     part_B = torch.distributions.Beta(concentration_B, concentration_B, validate_args=False).sample()
     part_B = part_B.minimum(1 - part_B)
     return (
-        x_BTM.lerp(x_BTM.roll(1, 0), part_B[:, None, None]),
+        features.lerp(features.roll(1, 0), part_B.view(-1, *[1] * (features.ndim - 1)).to(features.dtype)),
         target_BC.lerp(target_BC.roll(1, 0), part_B[:, None]),
         weight_B.lerp(weight_B.roll(1, 0), part_B),
     )

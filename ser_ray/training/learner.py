@@ -33,6 +33,7 @@ class Learner:
         counts_GC: How many training rows there are of each corpus and class, on all workers.
         augment: Changes training clips; None leaves them as they are.
         group: Which worker this is.
+        mixup: What `Batcher` takes.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class Learner:
         counts_GC: Tensor,
         augment: FrameAugment | None = None,
         group: Group | None = None,
+        mixup: float = 0.0,
     ) -> None:
         self.config, self.group = config, group or Group()
         self.step = Step(network, config, self.group)
         weight_GC = loss_weights(counts_GC.to(next(network.parameters())), config.balance, config.balance_by)
-        self.batcher = Batcher(weight_GC, augment)
+        self.batcher = Batcher(weight_GC, augment, mixup)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.step.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
         )

@@ -162,7 +162,8 @@ def _make_learner(work: Work, network: nn.Module, group: Group) -> Learner:
         network = group.wrap(network)
         return torch.compile(network, dynamic=True) if work.compile else network  # batches differ in size
 
-    return Learner(network, method.config, torch.from_numpy(work.counts), augment, replace(group, wrap=wrap))
+    counts_GC, mixup = torch.from_numpy(work.counts), getattr(method.network, "mixup", 0.0)
+    return Learner(network, method.config, counts_GC, augment, replace(group, wrap=wrap), mixup)
 
 
 def _all_stop(stop: bool, world: int, device: torch.device) -> bool:

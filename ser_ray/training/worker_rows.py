@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ser_ray.features.arrays import decode_features
 from ser_ray.model.examples import COLUMNS, Examples, moments
-from ser_ray.model.speakers import LEAST_STD, Speakers
+from ser_ray.model.speakers import LEAST_STD, Speakers, is_framed
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.store.rows import Rows
 from ser_ray.store.shards import read_shard
@@ -107,4 +107,6 @@ def measure_rows(rows: Rows) -> tuple[Tensor, Tensor]:
 def usual_speech(train: Rows) -> np.ndarray:
     """Return mean and standard deviation of each band over training frames, `[2, F]`, to which clips are brought."""
     mean_F, std_F = (moment_F.float().numpy() for moment_F in measure_rows(train))
-    return np.stack([mean_F, np.maximum(std_F, LEAST_STD)])
+    if is_framed(train.recipe.features):
+        return np.stack([mean_F, np.maximum(std_F, LEAST_STD)])
+    return np.stack([mean_F, np.where(std_F > 1e-12, std_F, 1.0)])  # as the network's `Standardize` has it

@@ -1,0 +1,398 @@
+"""Pretrained encoders as features, and a probe on them; the encoders are tiny and drawn by the tests."""
+
+import importlib.util
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import soundfile as sf
+import torch
+
+import ser_ray
+from ser_ray.base.errors import UserError
+from ser_ray.experiment.experiment import Experiment
+from ser_ray.features.encoder import Encoder
+from ser_ray.features.kernels.whisper import WhisperEncoder
+from ser_ray.features.recipe import FeaturizeConfig, read_recipe
+from ser_ray.features.spec import read_features, write_features
+from ser_ray.model.examples import Examples
+from ser_ray.model.speakers import LEAST_PART, USUAL_CLIPS, Known, Speakers, sums_of
+from ser_ray.networks.probe import ProbeSpec
+from ser_ray.scores.run_folder import RunFolder
+from ser_ray.speech.audio import AudioError
+from ser_ray.store.pipeline import featurize
+from ser_ray.training.batches import Batcher
+from ser_ray.training.settings import Compute, TrainConfig
+
+WHISPER = {
+    **{"model_type": "whisper", "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2},
+    **{"encoder_ffn_dim": 32, "num_mel_bins": 80, "max_source_positions": 1500, "activation_function": "gelu"},
+}
+with_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="the extra `encoders` is not installed"
+)
+
+
+def write_whisper(folder: Path, seed: int = 0, prefix: str = "model.encoder.", **settings) -> str:
+    """A folder of a tiny Whisper."""
+    torch.manual_seed(seed)
+    settings = {**WHISPER, **settings}
+    network = WhisperEncoder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    weights = {f"{prefix}{name}": tensor.half() for name, tensor in network.state_dict().items()}
+    weights["model.decoder.embed_tokens.weight"] = torch.zeros(4, 4)
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
+    return write_whisper(tmp_path_factory.mktemp("encoders") / "whisper")
+
+
+def speech(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise that swells, full scale 1."""
+    draw = np.random.default_rng(seed)
+    count = round(seconds * 16_000)
+    return (draw.normal(0, 0.1, count) * np.linspace(0.1, 1, count)).astype(np.float32)
+
+
+def rows_of(kernel, *clips):
+    return [kernel.rows(clip, "a/b", ("none",), 0)[0] for clip in clips]
+
+
+def test_an_encoder_is_known_by_its_weights_wherever_they_lie(whisper, tmp_path):
+    encoder = Encoder(whisper)
+    assert (encoder.num_states, encoder.width, encoder.library) == (3, 16, "") and len(encoder.digest) == 64
+    assert encoder.arrow_type() == pa.list_(pa.list_(pa.float32(), 32), 3)
+    moved = Encoder(shutil.copytree(whisper, tmp_path / "moved"))
+    other = Encoder(write_whisper(tmp_path / "other", seed=1))
+    assert moved == encoder and moved.encoder != encoder.encoder
+    prints = [FeaturizeConfig(features).fingerprint() for features in (encoder, moved, other)]
+    assert prints[0] == prints[1] != prints[2]
+    assert FeaturizeConfig(Encoder(whisper, duration_s=2.0)).fingerprint() != prints[0]
+    settings = json.loads(json.dumps(FeaturizeConfig(moved).settings()))
+    shutil.rmtree(tmp_path / "moved")
+    assert read_recipe(settings).features == encoder  # which needs no folder
+    with pytest.raises(UserError, match=r"no such folder on this machine; bring config\.json"):
+        read_recipe(settings).features.kernel()
+    write_whisper(tmp_path / "moved", seed=1)
+    with pytest.raises(UserError, match="holds another encoder than these features were made by"):
+        read_recipe(settings).features.kernel()
+
+
+def test_a_clip_is_the_same_alone_after_others_and_in_any_order(whisper):
+    kernel = Encoder(whisper).kernel()
+    clips = [speech(seconds, seed) * gain for seed, (seconds, gain) in enumerate([(0.5, 1), (5, 0.01), (1.37, 0.1)])]
+    alone = [rows_of(kernel, clip)[0] for clip in clips]
+    for row, again in zip(alone, reversed(rows_of(kernel, *reversed(clips))), strict=True):
+        assert row.shape == (3, 32) and row.dtype == np.float32 and np.isfinite(row).all()
+        assert np.array_equal(row, again)
+    assert Encoder(whisper).kernel() is kernel  # which is loaded once
+    changed = kernel.rows(clips[0], "a/b", ("none", "noise", "stretch+pitch"), 0)
+    assert len(changed) == 3 and not np.allclose(changed[0], changed[1], atol=1e-4)
+
+
+def test_edges_of_what_an_encoder_hears(whisper):
+    kernel = Encoder(whisper, duration_s=30.0).kernel()
+    for clip in (speech(0.025), np.zeros(16_000, np.float32), speech(30)):
+        assert np.isfinite(rows_of(kernel, clip)[0]).all()
+    with pytest.raises(AudioError, match=r"too short for the encoder: 0\.025 s"):
+        rows_of(kernel, speech(1)[:399])
+    with pytest.raises(AudioError, match=r"too long for the encoder: 31\.0 s, and it takes 30 s"):
+        rows_of(kernel, speech(31))
+    with pytest.raises(UserError, match="--duration-s must be at most 30 for this encoder, got 31"):
+        Encoder(whisper, duration_s=31.0)
+    with pytest.raises(UserError, match="--duration-s must be at most 30 for this encoder, got None"):
+        Encoder(whisper, duration_s=None)
+    with pytest.raises(UserError, match="--sample-rate must be 16000"):
+        Encoder(whisper, sample_rate=8_000)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change(**values):
+    def write(path):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("config.json", Path.unlink, "config.json is missing; bring it there"),
+        ("config.json", lambda p: p.write_text("{"), "config.json: Expecting"),
+        ("config.json", change(model_type="vit"), "config.json is of vit; choose Whisper, wav2vec2"),
+        ("config.json", lambda p: p.write_text('{"d_model": 16}'), "config.json is of no known model; choose Whisper"),
+        ("config.json", lambda p: p.write_text('{"model_type": "whisper"}'), "config.json lacks 'encoder_layers'"),
+        ("config.json", change(encoder_layers=3), r"the weights lack layers\.2\.\S+, \S+, \S+ and 12 more"),
+        ("config.json", change(encoder_ffn_dim=31), r"the weights lack layers\.0\.fc1\.weight"),
+        ("config.json", change(activation_function="relu"), "activation relu is not Whisper's gelu"),
+        ("model.safetensors", Path.unlink, "the weights are missing; bring model.safetensors or pytorch_model.bin"),
+        (
+            "model.safetensors",
+            cut_short,
+            r"model\.safetensors has \d+ of \d+ bytes; bring model.safetensors there again",
+        ),
+        (
+            "model.safetensors",
+            lambda p: p.write_bytes(b"version https://git-lfs.github.com"),
+            "no safetensors file, or cut",
+        ),
+        ("model.safetensors", lambda p: p.write_bytes(b""), "no safetensors file, or cut short"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_what_to_bring(whisper, tmp_path, name, spoil, says):
+    folder = Path(shutil.copytree(whisper, tmp_path / "spoilt"))
+    spoil(folder / name)
+    with pytest.raises(UserError, match=says) as raised:
+        Encoder(str(folder)).kernel()
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_name_is_a_folder_or_in_the_hubs_cache(whisper, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        UserError, match="--encoder openai/whisper-base: there is no such folder on this machine; bring"
+    ):
+        Encoder("openai/whisper-base")
+    with pytest.raises(UserError, match="is a file; name the folder that holds it"):
+        Encoder(f"{whisper}/config.json")
+    cached = tmp_path / "models--openai--whisper-base"
+    shutil.copytree(whisper, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert Encoder("openai/whisper-base") == Encoder(whisper)
+
+
+def test_weights_alone_are_read_from_a_pickle(whisper, tmp_path):
+    folder = Path(shutil.copytree(whisper, tmp_path / "bin"))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    same = rows_of(Encoder(str(folder)).kernel(), speech(1))[0]
+    np.testing.assert_array_equal(same, rows_of(Encoder(whisper).kernel(), speech(1))[0])
+
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    for data in (pickle.dumps({"x": Payload()}), pickle.dumps([Payload()] * 1000), b"nothing " * 1000):
+        (folder / "pytorch_model.bin").write_bytes(data.ljust(2000, b" "))
+        with pytest.raises(UserError, match=r"pytorch_model\.bin"):
+            Encoder(str(folder)).kernel()
+    assert not (tmp_path / "run").exists()
+
+
+@with_transformers
+@pytest.mark.parametrize("prefix", ["", "encoder.", "model.encoder."])
+def test_whisper_is_what_the_library_makes_of_a_full_window(tmp_path, prefix):
+    """The library pads to its window; a clip that fills one needs no padding."""
+    import transformers
+
+    folder = write_whisper(tmp_path / "full", prefix=prefix, max_source_positions=100)
+    config = transformers.WhisperConfig(**WHISPER | {"max_source_positions": 100}, decoder_layers=0)
+    library = transformers.models.whisper.modeling_whisper.WhisperEncoder(config).eval()
+    weights = safetensors.torch.load_file(f"{folder}/model.safetensors")
+    own = {name.removeprefix(prefix): t.float() for name, t in weights.items() if "decoder" not in name}
+    library.load_state_dict(own)
+    kernel = Encoder(folder, duration_s=2.0).kernel()
+    clip = speech(2.0)
+    mel = transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=2)(clip, sampling_rate=16_000)
+    frames = torch.tensor(np.asarray(mel["input_features"]))
+    np.testing.assert_allclose(kernel.network.log_mel(torch.tensor(clip)[None]), frames, atol=1e-4)
+    with torch.inference_mode():
+        states = library(frames, output_hidden_states=True).hidden_states
+        found = kernel.network(torch.tensor(clip)[None])
+    np.testing.assert_allclose(found[0], states[1][0], atol=1e-4)
+    np.testing.assert_allclose(found[2], states[2][0], atol=1e-4)  # after the final normalization
+    row = rows_of(kernel, clip)[0]
+    np.testing.assert_allclose(row[2], np.concatenate([found[2].mean(0), found[2].std(0, correction=0)]), atol=1e-6)
+
+
+def write_wav2vec2(folder: Path, norm: str, do_normalize: bool = True, **settings) -> str:
+    """A folder of a tiny wav2vec2 as the library writes it."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(
+        feat_extract_norm=norm,
+        do_stable_layer_norm=norm == "layer",
+        conv_dim=(8,) * 7,
+        **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+        **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, **settings},
+    )
+    transformers.Wav2Vec2Model(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=do_normalize).save_pretrained(folder)
+    return str(folder)
+
+
+@with_transformers
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_wav2vec2_is_what_the_library_makes_of_the_clip_alone(tmp_path, norm):
+    import transformers
+
+    folder = write_wav2vec2(tmp_path / norm, norm)
+    encoder = Encoder(folder)
+    assert (encoder.num_states, encoder.width) == (3, 16) and encoder.library.startswith("transformers 5.")
+    kernel, clip = encoder.kernel(), speech(1.3)
+    library = transformers.Wav2Vec2Model.from_pretrained(folder).eval()
+    inputs = transformers.Wav2Vec2FeatureExtractor()(clip, sampling_rate=16_000, return_tensors="pt")
+    with torch.inference_mode():
+        states = torch.cat(library(inputs.input_values, output_hidden_states=True).hidden_states)
+    wanted = torch.cat([states.mean(1), states.std(1, correction=0)], 1)
+    row = rows_of(kernel, clip)[0]
+    np.testing.assert_allclose(row, wanted, atol=1e-4)
+    np.testing.assert_allclose(rows_of(kernel, 0.1 * clip)[0], row, atol=1e-2)
+    assert np.array_equal(rows_of(kernel, speech(4, 1), np.zeros(16_000, np.float32), clip)[2], row)
+    with pytest.raises(AudioError, match="too short for the encoder"):
+        rows_of(kernel, clip[:399])
+    assert rows_of(kernel, clip[:400])[0].shape == (3, 32)
+
+
+@with_transformers
+def test_padding_would_change_every_frame_of_an_encoder_that_normalizes_over_time(tmp_path):
+    kernel, clip = Encoder(write_wav2vec2(tmp_path / "group", "group")).kernel(), torch.tensor(speech(1))[None]
+    with torch.inference_mode():
+        alone, padded = kernel.network(clip), kernel.network(torch.nn.functional.pad(clip, (0, 16_000)))
+    assert (alone[0][:20] - padded[0][:20]).abs().max() > 1e-3
+
+
+@with_transformers
+def test_older_checkpoints_are_read_and_strange_ones_refused(tmp_path):
+    folder = Path(write_wav2vec2(tmp_path / "old", "group"))
+    kernel = Encoder(str(folder)).kernel()
+    row = rows_of(kernel, speech(1))[0]
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    named = {}
+    for name, tensor in weights.items():
+        for new, old in older.items():
+            name = name.replace(new, old)
+        named[f"wav2vec2.{name}"] = tensor
+    named["quantizer.codevectors"] = torch.zeros(2, 2)
+    (folder / "model.safetensors").unlink()
+    torch.save(named, folder / "pytorch_model.bin")
+    np.testing.assert_allclose(rows_of(Encoder(str(folder)).kernel(), speech(1))[0], row, atol=1e-6)
+    lost = [name for name in named if "feed_forward" in name]
+    torch.save({name: tensor for name, tensor in named.items() if name not in lost}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"the weights lack \S*feed_forward.* and 5 more, or have another shape"):
+        Encoder(str(folder)).kernel()
+    torch.save({name: tensor[..., :1] for name, tensor in named.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"have another shape than config\.json says"):
+        Encoder(str(folder)).kernel()
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"preprocessor_config\.json is missing; bring it there"):
+        Encoder(str(folder))
+
+
+@with_transformers
+@pytest.mark.parametrize("kind", ["Hubert", "WavLM", "Data2VecAudio"])
+def test_the_other_families_are_heard_too(tmp_path, kind):
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = getattr(transformers, f"{kind}Config")(conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2, **sizes)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    row = rows_of(Encoder(str(tmp_path)).kernel(), speech(1))[0]
+    assert row.shape == (3, 32) and np.isfinite(row).all()
+
+
+def test_without_the_library_the_message_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "wavlm", "num_hidden_layers": 2, "hidden_size": 8}')
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    missing = importlib.metadata.PackageNotFoundError("transformers")
+    monkeypatch.setattr("ser_ray.features.encoder.version", lambda name: (_ for _ in ()).throw(missing))
+    with pytest.raises(UserError, match=r"wavlm needs the library transformers: pip install .*\[encoders\]"):
+        Encoder(str(tmp_path))
+
+
+def test_clips_of_one_shape_are_mixed_where_the_network_asks_for_it():
+    draw = torch.Generator().manual_seed(0)
+    values, targets = torch.randn(6, 3, 4, generator=draw), torch.arange(6) % 2
+    examples = Examples(values, torch.arange(7), targets, torch.arange(6), torch.zeros(6, dtype=torch.long), False)
+    index, weights = torch.arange(6), torch.ones(1, 2)
+    plain = Batcher(weights, None)(examples, index, 1)
+    assert torch.equal(plain.features, values)
+    torch.manual_seed(0)
+    mixed = Batcher(weights, None, mixup=0.4)(examples, index, 1)
+    part = (mixed.target_BC - plain.target_BC).abs()[:, 0]
+    assert 0 < part.max() <= 0.5 and torch.allclose(mixed.target_BC.sum(1), torch.ones(6))
+    wanted = values + part[:, None, None] * (values.roll(1, 0) - values)
+    assert torch.allclose(mixed.features, wanted, atol=1e-6)
+
+
+def test_speakers_of_few_clips_of_one_shape_are_brought_to_the_usual(whisper):
+    draw = np.random.default_rng(0)
+    usual = np.stack([np.full((3, 32), 5.0), np.full((3, 32), 0.1)]).astype(np.float32)
+    clips = draw.normal(4, 0.02, (20, 3, 32)).astype(np.float32)
+    speakers = Speakers.of(Encoder(whisper), usual, {"a": Known(20, sums_of(clips))})
+    values = speakers.normalize(clips, np.arange(21), ["a"] * 20)
+    mean = (20 * clips.mean(0) + USUAL_CLIPS * 5.0) / (20 + USUAL_CLIPS)
+    square = (20 * np.square(clips.astype(float)).mean(0) + USUAL_CLIPS * (25 + 0.01)) / (20 + USUAL_CLIPS)
+    np.testing.assert_allclose(values, (clips - mean) / np.sqrt(square - mean**2) * 0.1 + 5, atol=1e-4)
+    np.testing.assert_array_equal(speakers.normalize(clips, np.arange(21), ["b"] * 20), clips)
+    same = np.full((100_000, 1, 1), 5.0)
+    flat = Speakers(np.array([[[5.0]], [[0.1]]]), {"a": Known(len(same), sums_of(same))}, framed=False)
+    np.testing.assert_allclose(flat.scale_and_shift("a")[0], 1 / LEAST_PART, rtol=0.2)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("speaker_norm", [False, True])
+def test_from_sound_to_answers_by_an_encoder(whisper, made, tmp_path, speaker_norm):
+    store = featurize(ser_ray.discover(made), FeaturizeConfig(Encoder(whisper)), str(tmp_path / "store"))
+    assert pq.read_table(f"{store.root}/shards")["features"].type == pa.list_(pa.list_(pa.float32(), 32), 3)
+    assert store.info()["features"]["digest"] == Encoder(whisper).digest
+    wish = Experiment(
+        network=ProbeSpec(hidden=8), train=TrainConfig.usual(ProbeSpec, epochs=3), speaker_norm=speaker_norm
+    )
+    folder = RunFolder(str(tmp_path / "run"))
+    scores = ser_ray.run(store, wish, folder, Compute(num_workers="1"))
+    assert scores["config"]["model"]["mixup"] == 0.4
+    model = ser_ray.load(folder.root)
+    assert (model.features, model.network) == (Encoder(whisper), ProbeSpec(hidden=8))
+    before = pq.read_table(f"{folder.root}/predictions.parquet").to_pylist()
+    again = ser_ray.evaluate([model], store, RunFolder(str(tmp_path / "again")))
+    assert again["num_test"] == scores["num_test"] and (speaker_norm or again["uar"] == pytest.approx(scores["uar"]))
+    paths = dict(zip(*(store.table()[name].to_pylist() for name in ("utterance_id", "path")), strict=True))
+    answer = model.predict(paths[before[0]["utterance_id"]]).iloc[0]
+    if not speaker_norm:
+        np.testing.assert_allclose(answer["probabilities"], before[0]["probabilities"], atol=1e-5)
+    sf.write(tmp_path / "click.wav", speech(1)[:300], 16_000)
+    with pytest.raises(UserError, match=r"click\.wav: "):
+        model.predict(str(tmp_path / "click.wav"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_flags_of_an_encoder_and_what_they_refuse(whisper, made, job, tmp_path):
+    code, _, err = job("featurize", "--data", *made, "--features", "encoder")
+    assert code == 2 and err.startswith("--encoder is missing: name the folder of a speech encoder"), err
+    code, _, err = job("train", "--data", *made, "--model", "probe", "--encoder", "nowhere")
+    assert code == 2 and err.count("\n") == 1 and "--encoder nowhere: there is no such folder" in err
+    code, _, err = job("train", "--data", *made, "--model", "cnn1d", "--mixup", "0.2")
+    assert code == 2 and "--mixup is for --model probe" in err
+    code, _, err = job("featurize", "--data", *made, "--features", "encoder", "--encoder", whisper)
+    assert (code, err) == (0, ""), err
+    wish = ("--data", *made, "--model", "probe", "--encoder", whisper, "--epochs", "1")
+    code, _, err = job("train", *wish, "--output", "run")
+    assert (code, err) == (0, ""), err
+    assert len(list((tmp_path / "stores").iterdir())) == 1  # the store was found again
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert read_features(config["features"]) == Encoder(whisper)
+    assert write_features(Encoder(whisper)) == config["features"]
+    code, _, err = job("evaluate", "--run", "run", "--data", *made, "--output", "again")
+    assert (code, err) == (0, "") or "all of these clips were trained on" in err or "no clip is left" in err
+    code, out, _ = job("train", "--model", "probe", "--help")
+    assert code == 0 and "--encoder" in out and "--digest" not in out
