@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import entr
 
-from ser_ray.features.arrays import encode_features
+from ser_ray.features.arrays import encode_features, shape_of
 from ser_ray.features.spec import Features, Kernel
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.examples import Examples
@@ -49,10 +49,11 @@ def answer_windows(models: Sequence[Model], hearing: Hearing) -> np.ndarray:
     labels = models[0].labels
     known: dict[str, Known] = {}
     if any(model.speaker_norm for model in models):
+        framed = shape_of(models[0].features.arrow_type())[0] is None
         for place, values in _features(models[0].features, hearing):
-            speaker = str(hearing.windows[place].channel)
+            speaker, frames_NF = str(hearing.windows[place].channel), values if framed else values[None]
             frames, sums_2F = known.get(speaker, Known())
-            known[speaker] = Known(frames + len(values), sums_2F + sums_of(values))
+            known[speaker] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
     answers_WC = np.full((len(hearing.windows), len(labels.names)), np.nan)
     heard = _features(models[0].features, hearing)
     while batch := list(islice(heard, BATCH)):
