@@ -1,12 +1,20 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields
 
 import pytest
 
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings, choice, parse_flags, peek_flag, pick_config, run_job
+from ser_ray.experiment.experiment import Experiment
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.spec import find_features
+from ser_ray.networks.spec import NETWORKS
+from ser_ray.search.space import TuneConfig
+from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -139,3 +147,11 @@ def test_a_field_says_what_it_allows(values, says):
     with pytest.raises(UserError) as refused:
         check_settings(Bounded(**values))
     assert str(refused.value) == says
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_no_two_settings_share_a_flag_but_the_seed(network):
+    changes = (FrameAugmentConfig,) if network.changes_frames else ()
+    configs = (Experiment, SplitConfig, network, TrainConfig, *changes, Compute, FeaturizeConfig, TuneConfig)
+    names = Counter(field.name for config in (*configs, find_features(network.features)) for field in fields(config))
+    assert {name for name, count in names.items() if count > 1} == {"seed"}
