@@ -82,11 +82,12 @@ def is_settled(store: Store, manifest: Manifest, passing: tuple[str, ...]) -> bo
     info = store.info()
     if info is None or not info["complete"] or info.get("made_speech", []) != manifest.made_speech:
         return False
+    rejects, found = store.rejects(), store.found()
     return (
         list(store.plan()) == manifest.utterances
-        and not any(reject.reason.startswith(passing) for reject in store.rejects())
-        and (info.get("decoder") == DECODER or len(store.rejects()) == len(store.found()))
-        and sorted(store.found(), key=repr) == sorted(manifest.rejects, key=repr)
+        and not any(reject.reason.startswith(passing) for reject in rejects)
+        and (info.get("decoder") == DECODER or len(rejects) == len(found))
+        and sorted(found, key=repr) == sorted(manifest.rejects, key=repr)
         and store.duplicates() == manifest.duplicates
     )
 
