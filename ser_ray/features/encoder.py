@@ -50,7 +50,7 @@ class Encoder:
     """
 
     name: ClassVar[str] = "encoder"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     augment: ClassVar[tuple[str, ...]] = ("none",)
 
     encoder: str = field(default="", compare=False)
@@ -84,8 +84,11 @@ class Encoder:
             object.__setattr__(self, name, getattr(found, name))
 
     def arrow_type(self) -> pa.DataType:
-        """Return a list of the states, each of `2 * width` float32 numbers: means, then standard deviations."""
-        return pa.list_(pa.list_(pa.float32(), 2 * self.width), self.num_states)
+        """Return a list of the states, each of `2 * width` numbers: means, then standard deviations.
+
+        They are of half precision; `encode_features` takes float32 where a value is beyond its range.
+        """
+        return pa.list_(pa.list_(pa.float16(), 2 * self.width), self.num_states)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides over the rows: the encoder by its content, wherever it lies, and the window.

@@ -58,7 +58,6 @@ class ShardWriter:
             self.problem = str(error)
         except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
-        self.schema = row_schema(config.features.arrow_type())
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         """Do some tasks.
@@ -125,12 +124,13 @@ class ShardWriter:
                 for name, column in columns.items():
                     column.append(row[name] if name in row else getattr(utterance, name))
                 kept.add(values)
-        arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
-        arrays.append(encode_features(kept.arrays(), self.schema.field("features").type))
+        features = encode_features(kept.arrays(), self.config.features.arrow_type())
+        schema = row_schema(features.type)
+        arrays = [*(pa.array(columns[name], schema.field(name).type) for name in METADATA), features]
         name = name_clips(clip.utterance_id for clip in clips)
         if attempts.again:
             self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
-        self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects, name)
+        self.store.write_shard(pa.Table.from_arrays(arrays, schema=schema), rejects, name)
         attempts.end()
         return rejects, count_notes(notes), cut
 

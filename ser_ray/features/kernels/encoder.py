@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_ray.base.errors import UserError
-from ser_ray.features.encoder import SAMPLE_RATE, Encoder, Pretrained, find_folder, look_into
+from ser_ray.features.encoder import HOP, SAMPLE_RATE, Encoder, Pretrained, find_folder, look_into
 from ser_ray.features.kernels import copies
 from ser_ray.features.kernels.whisper import WhisperEncoder
 from ser_ray.features.recipe import parse_augmentation
@@ -77,16 +77,41 @@ class EncoderKernel:
             AudioError: The clip is too short or too long for the encoder.
         """
         clip_1T = torch.from_numpy(waveform_T)[None]
-        rows = []
+        waveforms = []
         for name in augmentations:
-            waveform_1T = clip_1T
-            if steps := parse_augmentation(name):
+            steps, waveform_1T = parse_augmentation(name), clip_1T
+            if steps:
                 waveform_1T = copies.augment(clip_1T, steps, copies.make_generator(seed, utterance_id, name))
-            rows.append(self._hear(waveform_1T.to(self.device)).cpu().numpy())
+            waveforms.append(waveform_1T[0].to(self.device))
+        return [round_to_half(row_SD) for row_SD in self._hear(waveforms)]
+
+    def _hear(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Return `[S, 2W]` of each waveform `[T]`; those of as many frames go through the encoder together."""
+        alike: dict[int, list[int]] = {}
+        for place, waveform_T in enumerate(waveforms):
+            alike.setdefault(self._whole_frames(len(waveform_T)), []).append(place)
+        rows: list[Tensor] = [torch.empty(0)] * len(waveforms)
+        for samples, places in alike.items():
+            batch_BT = torch.stack([waveforms[place][:samples] for place in places])
+            for place, row_SD in zip(places, self._pool(batch_BT).cpu(), strict=True):
+                rows[place] = row_SD
         return rows
 
-    def _hear(self, waveform_1T: Tensor) -> Tensor:
-        count, most = waveform_1T.shape[1], getattr(self.network, "most_samples", None)
+    def _pool(self, waveform_BT: Tensor) -> Tensor:
+        if self.normalizes:
+            variance_B1, mean_B1 = torch.var_mean(waveform_BT, 1, correction=0, keepdim=True)
+            waveform_BT = (waveform_BT - mean_B1) / (variance_B1 + 1e-7).sqrt()
+        states = self.network(waveform_BT)
+        pooled = [torch.cat([state_BNW.mean(1), state_BNW.std(1, correction=0)], 1) for state_BNW in states]
+        return torch.stack(pooled, 1)
+
+    def _whole_frames(self, count: int) -> int:
+        """Return how many of some samples fill whole frames: the rest, less than 20 ms, is not heard.
+
+        Raises:
+            AudioError: They are too few or too many for the encoder.
+        """
+        most = getattr(self.network, "most_samples", None)
         if count < LEAST_SAMPLES:
             raise AudioError(
                 f"too short for the encoder: {count / SAMPLE_RATE:.3f} s, and one frame of it takes 0.025 s"
@@ -95,27 +120,33 @@ class EncoderKernel:
             raise AudioError(
                 f"too long for the encoder: {count / SAMPLE_RATE:.1f} s, and it takes {most / SAMPLE_RATE:g} s"
             )
-        if self.normalizes:
-            variance, mean = torch.var_mean(waveform_1T, correction=0)
-            waveform_1T = (waveform_1T - mean) / (variance + 1e-7).sqrt()
-        states = [
-            torch.cat([state_NW.mean(0), state_NW.std(0, correction=0)]) for state_NW in self.network(waveform_1T)
-        ]
-        pooled_SD = torch.stack(states)
-        if not pooled_SD.isfinite().all():
-            raise AudioError("the encoder's answer is no number")
-        return pooled_SD.contiguous()
+        first = self.network.first_samples
+        return first + (count - first) // HOP * HOP
+
+
+def round_to_half(row: Tensor) -> np.ndarray:
+    """Return a row in the numbers that a store holds of it: of half precision where all are within its range.
+
+    Raises:
+        AudioError: They are not finite.
+    """
+    if not row.isfinite().all():
+        raise AudioError("the encoder's answer is no number")
+    half = row.half().float()
+    return (half if half.isfinite().all() else row).numpy()
 
 
 class _ByLibrary(nn.Module):
     """An encoder of the library, which returns its states as `WhisperEncoder` does."""
 
+    first_samples = LEAST_SAMPLES
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, waveform_1T: Tensor) -> list[Tensor]:
-        return [state_1NW[0] for state_1NW in self.network(waveform_1T, output_hidden_states=True).hidden_states]
+    def forward(self, waveform_BT: Tensor) -> Sequence[Tensor]:
+        return self.network(waveform_BT, output_hidden_states=True).hidden_states
 
 
 def _build_whisper(found: Pretrained, folder: str) -> nn.Module:
