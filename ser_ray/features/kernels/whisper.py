@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_ray.features.banks import mel_bank
-from ser_ray.features.encoder import SAMPLE_RATE
+from ser_ray.features.encoder_files import SAMPLE_RATE
 
 N_FFT, HOP_LENGTH = 400, 160  # samples
 _FLOOR = 8.0  # below the clip's maximum, in powers of ten
@@ -30,8 +30,6 @@ class WhisperEncoder(nn.Module):
     Args:
         settings: `config.json`.
     """
-
-    first_samples = 2 * HOP_LENGTH  # of one frame
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
@@ -46,16 +44,11 @@ class WhisperEncoder(nn.Module):
         self.register_buffer("mel_FM", torch.tensor(bank), persistent=False)
         self.register_buffer("window_K", torch.hann_window(N_FFT), persistent=False)
 
-    @property
-    def most_samples(self) -> int:
-        """The longest waveform that it takes."""
-        return self.embed_positions.num_embeddings * 2 * HOP_LENGTH
-
     def forward(self, waveform_BT: Tensor) -> list[Tensor]:
         """Return what each layer yields, and the last one once more after the final normalization, each `[B, N, W]`.
 
         Args:
-            waveform_BT: Clips at 16 kHz, 320 samples at least and `most_samples` at most.
+            waveform_BT: Clips at 16 kHz, 320 samples at least, and at most as many as it has positions for.
         """
         x_BWN = functional.gelu(self.conv1(self.log_mel(waveform_BT)))
         x_BNW = functional.gelu(self.conv2(x_BWN)).mT
@@ -69,7 +62,8 @@ class WhisperEncoder(nn.Module):
     def log_mel(self, waveform_BT: Tensor) -> Tensor:
         """Return log-mel frames `[B, M, frames]` as Whisper takes them, 10 ms apart."""
         spectrum_BFN = torch.stft(waveform_BT, N_FFT, HOP_LENGTH, window=self.window_K, return_complex=True)
-        mel_BMN = self.mel_FM.T @ spectrum_BFN[..., :-1].abs().square()
+        with torch.autocast(waveform_BT.device.type, enabled=False):  # bands far below the loudest count
+            mel_BMN = self.mel_FM.T @ spectrum_BFN[..., :-1].abs().square()
         log_BMN = mel_BMN.clamp(min=_MIN_POWER).log10()
         return (log_BMN.maximum(log_BMN.amax((1, 2), keepdim=True) - _FLOOR) + 4) / 4
 
