@@ -99,6 +99,17 @@ def test_an_encoder_is_known_by_its_weights_wherever_they_lie(whisper, tmp_path)
         read_recipe(settings).features.kernel()
 
 
+def test_weights_are_read_for_their_digest_once_and_not_by_each_worker(whisper, tmp_path, monkeypatch):
+    encoder = Encoder(shutil.copytree(whisper, tmp_path / "copy"))
+    sent = pickle.loads(pickle.dumps(encoder))
+    monkeypatch.setattr("ser_ray.features.encoder_files.hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    EncoderKernel(sent)
+    monkeypatch.undo()
+    write_whisper(tmp_path / "copy", seed=1)  # as on a node that has another encoder there
+    with pytest.raises(UserError, match="copy holds another encoder than these features were made by"):
+        EncoderKernel(sent)
+
+
 def test_a_clip_is_the_same_alone_after_others_and_in_any_order(whisper):
     kernel = Encoder(whisper).kernel()
     clips = [speech(seconds, seed) * gain for seed, (seconds, gain) in enumerate([(0.5, 1), (5, 0.01), (1.37, 0.1)])]

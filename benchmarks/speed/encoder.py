@@ -130,7 +130,7 @@ def measure_speed(flags: Flags, data: list[str]) -> dict[str, Any]:
     encoder, manifest, cores = Encoder(flags.encoder), discover(data), os.cpu_count() or 1
     found = manifest.utterances
     clips = found[:: max(1, len(found) // flags.clips)][: flags.clips]
-    os.environ["RAY_worker_niceness"] = "0"  # or what others run would cost the job more than the loops
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- or what others run would cost the job more
     begun, turns = time.perf_counter(), []
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
