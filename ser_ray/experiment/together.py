@@ -59,7 +59,7 @@ def evaluate_together(roots: Sequence[str], folder: RunFolder) -> dict[str, Any]
     first, labels = folds[0][0].scores, folds[0][0].scores["labels"]
     weighings = [weigh_runs([[part.validation] for part in fold], labels) for fold in folds]
     config = {
-        "runs": [{"run": root, "config": parts[0].scores["config"]} for root, parts in runs.items()],
+        "runs": {root: parts[0].scores["config"] for root, parts in runs.items()},
         "weights": [weighing.weights for weighing in weighings],
     }
     folder.claim(config)
@@ -72,7 +72,7 @@ def evaluate_together(roots: Sequence[str], folder: RunFolder) -> dict[str, Any]
     scores = Scores(
         measured=metrics.pool(pooled, labels) if len(folds) > 1 else metrics.score(pooled[0], labels),
         protocol=first["protocol"],
-        fold="all" if len(folds) > 1 else first.get("fold"),
+        fold=_name_folds(folds, all(RunFolder(root).is_finished for root in roots)),
         description=f"{_describe(weighings, len(roots))} First run: {first['description']}",
         leaks=join_leaks([each["leaks"] for each in every]),
         config=config,
@@ -109,6 +109,12 @@ def _align(runs: dict[str, list[_Part]]) -> dict[str, list[_Part]]:
             if emotions[0] != emotions[1]:
                 raise UserError(f"{two.root} and {one.root} call the same clips by different labels: train one anew")
     return runs
+
+
+def _name_folds(folds: Sequence[Sequence[_Part]], finished: bool) -> int | str | None:
+    """Return which folds were tested: the only one, `all`, or those that unfinished cross-validations have by now."""
+    names = [fold[0].scores.get("fold") for fold in folds]
+    return names[0] if len(names) == 1 else "all" if finished else ", ".join(map(str, names))
 
 
 def _describe(weighings: Sequence[Weighing], count: int) -> str:

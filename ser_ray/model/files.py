@@ -68,6 +68,8 @@ def load_model(folder: str) -> Model:
     """
     folder = _inner(folder)
     if not storage.exists(storage.join(folder, "config.json")):
+        if (folds := fold_roots(folder)) != [folder]:
+            raise UserError(f"{folder} has a model for each of its folds; name one of these, such as {folds[0]}")
         raise UserError(f"{folder} holds no trained model (config.json is missing); name a finished run")
     try:
         config = _read_config(folder)
@@ -105,6 +107,9 @@ def load_model(folder: str) -> Model:
 
 def fold_roots(root: str) -> list[str]:
     """Return the roots of a cross-validated run's finished folds, by number; of any other run its own."""
+    files, inner = storage.filesystem(root)
+    if files.get_file_info(inner).type == FileType.File:
+        return [root]
     names = [name for name in storage.list_names(root, FileType.Directory) if name.startswith("fold-")]
     folds = [storage.join(root, name) for name in sorted(names, key=lambda name: (len(name), name))]
     return [fold for fold in folds if storage.exists(storage.join(fold, "metrics.json"))] or [root]
