@@ -64,14 +64,14 @@ class Scores:
 
 
 def join_leaks(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the leaks of several runs, such as folds, as one: of each count the largest."""
-    first = each[0]
+    """Return the leaks of several runs, such as folds, as one: of each count the largest, and leaky if any is."""
     counts = {
         pair: {kind: max(leaks[pair].get(kind, 0) for leaks in each) for kind in found}
-        for pair, found in first.items()
+        for pair, found in each[0].items()
         if isinstance(found, dict)
     }
-    return first | counts
+    facts = {name: value for leaks in each for name, value in leaks.items() if not isinstance(value, dict)}
+    return facts | {"leaky": any(leaks["leaky"] for leaks in each)} | counts
 
 
 def used_versions() -> dict[str, str]:
