@@ -190,6 +190,10 @@ def test_a_name_is_a_folder_or_in_the_hubs_cache(whisper, tmp_path, monkeypatch)
         Encoder("openai/whisper-base")
     with pytest.raises(UserError, match="is a file; name the folder that holds it"):
         Encoder(f"{whisper}/config.json")
+    with pytest.raises(
+        UserError, match="--encoder WAVLM_HUGE: there is none of this name; torchaudio has WAV2VEC2_BASE"
+    ):
+        Encoder("WAVLM_HUGE")
     cached = tmp_path / "models--openai--whisper-base"
     shutil.copytree(whisper, cached / "snapshots" / "abc")
     (cached / "refs").mkdir()
