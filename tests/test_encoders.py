@@ -32,7 +32,7 @@ from ser_ray.networks.probe import ProbeSpec
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.scores.screen import headline
 from ser_ray.speech.audio import AudioError
-from ser_ray.store.pipeline import _each_task, featurize
+from ser_ray.store.pipeline import _each_task, choose_device, featurize
 from ser_ray.store.shards import METADATA
 from ser_ray.store.sounds import unpack_sounds
 from ser_ray.store.store import Store
@@ -348,11 +348,20 @@ def test_memory_that_is_too_small_halves_the_batch_and_the_job_goes_on(whisper, 
         kernel.rows_of_clips(clips[:2], ("none",), 0)
 
 
+def test_an_encoder_takes_gpus_where_there_are_any_and_nothing_else_does(whisper, monkeypatch):
+    monkeypatch.setattr("ser_ray.store.pipeline.count_resources", lambda: (4, 1))
+    recipes = FeaturizeConfig(Encoder(whisper)), FeaturizeConfig()
+    assert [choose_device("auto", recipe) for recipe in recipes] == ["cuda", "cpu"]
+    assert [choose_device(device, recipes[0]) for device in ("cpu", "cuda")] == ["cpu", "cuda"]
+    monkeypatch.setattr("ser_ray.store.pipeline.count_resources", lambda: (4, 0))
+    assert choose_device("auto", recipes[0]) == "cpu"
+
+
 def test_bfloat16_is_near_enough(whisper):
     """As GPUs compute it: to 1e-2 of each state's scale, which a CPU can tell, too."""
     kernel, clip = EncoderKernel(Encoder(whisper)), speech(2)
     wanted = rows_of(kernel, clip)[0]
-    kernel.half = True
+    kernel.bf16 = True
     found = rows_of(kernel, clip)[0]
     scale_S = np.sqrt(np.square(wanted).mean(1, keepdims=True))
     assert np.abs(found - wanted).max() > 0

@@ -47,6 +47,7 @@ class Encoder:
     name: ClassVar[str] = "encoder"
     version: ClassVar[int] = 2
     augment: ClassVar[tuple[str, ...]] = ("none",)
+    wants_gpu: ClassVar[bool] = True  # where there is one
 
     encoder: str = field(default="", compare=False)
     sample_rate: int = SAMPLE_RATE
