@@ -2,9 +2,7 @@
 
 Runs count by weights that are fitted, as a temperature is, to what they said of the speakers who validated them
 (`validation.parquet`, the answers of each run's first member, which has not heard these speakers). Where runs validated
-on different speakers, or one does not know its answers, they count alike. The folds of one run always do.
-
-Shape suffixes: R runs, M models, N clips.
+on different speakers, or one does not keep its answers, they count alike. The folds of one run always do.
 """
 
 from __future__ import annotations
