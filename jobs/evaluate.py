@@ -37,6 +37,7 @@ class Flags:
             log-probabilities, with weights fitted on the speakers who validated them all.
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it a run's own scores are shown, and
             several answer together on the clips that all of them tested.
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         output: Folder or URI for the results; by default a fresh name under `runs/`.
         compare: Two finished runs, to be compared on the clips that both tested.
@@ -47,6 +48,7 @@ class Flags:
 
     run: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    encoder: tuple[str, ...] = ()
     store: str | None = None
     output: str | None = None
     compare: tuple[str, ...] = ()
@@ -79,6 +81,8 @@ def main(argv: Sequence[str]) -> None:
         show_scores(evaluate_together(runs, folder))
     else:
         together = open_models(runs)
+        if flags.encoder:  # a store that is there needs none
+            together = together.locate(flags.encoder)
         if flags.store and len(together.features) > 1:
             raise UserError("--store names one store, but the runs take features of several kinds: leave it out")
         manifest = find_and_connect(flags.data, flags.verbose)

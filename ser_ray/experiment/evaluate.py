@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.experiment.heard import add_warning, warn_of_encoder
 from ser_ray.model.model import Model, pool_predictions
 from ser_ray.model.speakers import TOLD, Known, listen
 from ser_ray.model.together import Together
@@ -69,20 +70,24 @@ def evaluate(models: Together | Sequence[Model], stores: Store | Sequence[Store]
     folder.claim(identity)
     rows, excluded = _choose_unheard(everything[0], together.models)
     tested = _take_same([rows, *everything[1:]], excluded)
-    heard = [(each, _known(each, together.models)) for each in tested]
-    answers = {root: _answer(run, heard) for root, run in zip(together.roots, together.runs, strict=True)}
+    warnings = dict.fromkeys(filter(None, (warn_of_encoder(features, tested[0]) for features in together.features)))
+    known = [(each, _known(each, together.models)) for each in tested]
+    answers = {root: _answer(run, known) for root, run in zip(together.roots, together.runs, strict=True)}
     predictions = pool_predictions(list(answers.values()), labels.names, together.weighing.weights)
     scores = Scores(
         measured=metrics.score(predictions, labels.names),
         protocol="evaluation",
         fold=None,
         description=_describe(together, tested[0]),
-        leaks=_count_heard(together.models, tested[0]),
+        leaks=add_warning(_count_heard(together.models, tested[0]), " ".join(warnings)),
         config=identity,
         command=folder.command,
         timing={"test_s": time.perf_counter() - started},
         made_speech=tested[0].made_speech or together.made_speech,
-        notes=(*sorted({note for each in facts for note in each.get("notes", [])}), *tell_alike([together.weighing])),
+        notes=(
+            *sorted({*warnings, *(note for each in facts for note in each.get("notes", []))}),
+            *tell_alike([together.weighing]),
+        ),
         excluded=excluded,
         temperature=_only([model.temperature for model in together.models]),
         together=compare_together(answers, predictions, [together.weighing], labels.names) if several else None,

@@ -8,7 +8,7 @@ on different speakers, or one does not keep its answers, they count alike. The f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import Features
 from ser_ray.model.calibration import fit_weights
+from ser_ray.model.encoders import locate_encoders
 from ser_ray.model.files import digest_model, fold_roots, load_model
 from ser_ray.model.model import Model, probabilities_of
 from ser_ray.speech.emotions import LabelSet
@@ -66,6 +67,15 @@ class Together:
         names = tuple(f"model {k + 1}" for k in range(len(models)))
         weighing = weigh_runs([[None]] * len(models), models[0].labels.names)
         return cls(names, tuple((model,) for model in models), weighing)
+
+    def locate(self, places: Sequence[str]) -> Together:
+        """Return the same with the encoders of their features where these are now (`encoders.locate_encoders`).
+
+        Raises:
+            UserError: An encoder is nowhere, or a place is given and no model has an encoder.
+        """
+        located = iter(locate_encoders(self.models, places))
+        return replace(self, runs=tuple(tuple(next(located) for _ in models) for models in self.runs))
 
     @property
     def models(self) -> list[Model]:
