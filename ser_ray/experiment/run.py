@@ -189,6 +189,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
     content = scores.content()
     told = ("description", "notes", "made_speech", "num_test", "uar", "accuracy")
     model.facts = {name: content[name] for name in told} | {"versions": used_versions()}
+    model.facts["notes"] = [note for note in content["notes"] if note != plan.leaks.get("encoder")]  # of these scores
     save_model(model, plan.folder.inner("model").root)
     return plan.folder.finish(scores, predictions, rows.source.store, history, validation)
 
