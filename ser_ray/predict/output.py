@@ -25,7 +25,7 @@ from pyarrow.fs import FileType
 from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.store.shards import COMPRESSION, read_shard, write_parquet
+from ser_ray.store.shards import COMPRESSION, MEASURES, read_shard, write_parquet
 from ser_ray.store.store import differences
 
 RECORDINGS_SCHEMA = pa.schema(
@@ -34,7 +34,9 @@ RECORDINGS_SCHEMA = pa.schema(
         *(("seconds", pa.float64()), ("answered_s", pa.float64()), ("silent_s", pa.float64())),
         *(("windows", pa.int32()), ("silent_windows", pa.int32()), ("abstained_windows", pa.int32())),
         *(("emotion", pa.string()), ("probability", pa.float64()), ("probabilities", pa.list_(pa.float64()))),
-        ("shares", pa.list_(pa.float64())),
+        *(("shares", pa.list_(pa.float64())), ("sample_rate", pa.int32())),
+        *((name, pa.float64()) for name in MEASURES),
+        ("outside", pa.list_(pa.string())),
     ]
 )
 REJECTS_SCHEMA = pa.schema(

@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import os
+from dataclasses import asdict
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -25,7 +26,7 @@ from ser_ray.features.spec import Features
 from ser_ray.speech.audio import NOTES, AudioError, Clip, count_notes, decode
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
-from ser_ray.store.shards import METADATA, name_clips, row_schema
+from ser_ray.store.shards import MEASURES, METADATA, name_clips, row_schema
 from ser_ray.store.store import Store
 
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
@@ -101,7 +102,7 @@ class ShardWriter:
     def _write(self, clips: list[Utterance]) -> tuple[list[Reject], dict[str, int], int]:
         """Write the shard of some clips; return rejects, the number of notes of each kind, and that of clips cut."""
         attempts = Attempts(self.store.attempts_path(clips))
-        columns: dict[str, list[Any]] = {name: [] for name in METADATA}
+        columns: dict[str, list[Any]] = {name: [] for name in (*METADATA, *MEASURES)}
         kept = Kept()
         rejects, notes, cut = [], [], 0
         offset_s, duration_s = self.config.features.offset_s, self.config.features.duration_s
@@ -120,12 +121,13 @@ class ShardWriter:
             notes += clip.notes
             cut += duration_s is not None and clip.duration_s > offset_s + duration_s
             facts = {"sha256": digest, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
+            facts |= dict.fromkeys(MEASURES) | (asdict(clip.condition) if clip.condition else {})
             for augmentation, values in zip(self.config.augment, features, strict=True):
                 row = facts | {"augmentation": augmentation}
                 for name, column in columns.items():
                     column.append(row[name] if name in row else getattr(utterance, name))
                 kept.add(values)
-        arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
+        arrays = [pa.array(columns[name], self.schema.field(name).type) for name in columns]
         arrays.append(encode_features(kept.arrays(), self.schema.field("features").type))
         name = name_clips(clip.utterance_id for clip in clips)
         if attempts.again:
