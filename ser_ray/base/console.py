@@ -26,7 +26,8 @@ class _Console(Console):
 
 console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 PLAIN_INTERVAL_S = 5.0
-PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "..."}  # what stands for characters that an output cannot write
+# What stands for characters that an output cannot write.
+PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "...", "█": "#", "·": "."}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,14 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
+from ser_ray.model.domain import Domain, join_domains, write_domain
 from ser_ray.model.files import digest_model, load_models
 from ser_ray.model.model import Model
 from ser_ray.predict.inputs import Piece, digest_pieces, find_pieces
 from ser_ray.predict.output import Output
+from ser_ray.predict.report import refuse_report, write_answers_report
 from ser_ray.predict.task import WHOLE_FILE_BYTES, Answerer, PredictConfig
+from ser_ray.predict.timeline import shorten, show_timelines, show_windows
 from ser_ray.speech.audio import NOTES, AudioError, open_recording
 
 FEW = 8  # So many recordings, if they are short, are answered without Ray, which takes seconds to start.
@@ -32,7 +37,6 @@ MAX_PIECES, MAX_BYTES = 200, 256 << 20  # Largest task; one recording may be lar
 MADE_SPEECH = (
     "The model was trained on made speech: its answers show that everything runs, and say nothing about people."
 )
-MAX_SHOWN = 40  # windows of a single recording on the terminal
 MAX_LISTED = 8  # rejects on the terminal
 VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
 
@@ -56,6 +60,36 @@ class Together:
         """Whether any of them is known to be trained on made speech."""
         return any(model.made_speech for model in self.models)
 
+    @property
+    def domain(self) -> Domain | None:
+        """In what condition the sound was that they have heard."""
+        return join_domains([model.domain for model in self.models])
+
+    def about(self) -> dict[str, str]:
+        """Return what every Parquet file of their answers says of itself."""
+        told = {"labels": json.dumps(self.models[0].labels.names), "model": "+".join(self.digests)}
+        told |= {"ser_ray": __version__, "made_speech": json.dumps(self.made_speech)}
+        return told | ({"note": MADE_SPEECH} if self.made_speech else {})
+
+
+@dataclass(frozen=True)
+class Besides:
+    """What is written besides the answers, which does not change them.
+
+    Attributes:
+        csv: Write windows.csv and recordings.csv as well, for spreadsheets.
+        report: Self-contained HTML page to write: of up to 50 recordings the timelines, of more a summary.
+        embed_audio: Put the recordings' sound into the report, so that it plays there.
+    """
+
+    csv: bool = False
+    report: str | None = None
+    embed_audio: bool = False
+
+    def __post_init__(self) -> None:
+        if self.embed_audio and not self.report:
+            raise UserError("--embed-audio puts sound into a report: name its file by --report FILE.html")
+
 
 def open_models(runs: Sequence[str]) -> Together:
     """Read the models of some runs.
@@ -73,8 +107,7 @@ def predict_recordings(
     config: PredictConfig,
     output: Output,
     command: str = "",
-    *,
-    as_csv: bool = False,
+    besides: Besides | None = None,
 ) -> dict[str, Any]:
     """Answer all windows of all recordings that are found, and account for them.
 
@@ -84,7 +117,7 @@ def predict_recordings(
         config: How to answer.
         output: Where to write; unfinished answers of the same model, settings and recordings are gone on with.
         command: The command line, for the record.
-        as_csv: Write `windows.csv` as well.
+        besides: What else to write.
 
     Returns:
         The content of `predict.json`.
@@ -93,42 +126,61 @@ def predict_recordings(
         UserError: An input names nothing, the output is finished or was asked for otherwise, or workers keep dying.
     """
     output.refuse_finished()
-    features, labels = together.models[0].features, together.models[0].labels
-    window_s, hop_s = config.windows.lengths_s(features)
+    besides = besides or Besides()
+    report = storage.normalize(besides.report) if besides.report else ""
+    if report:
+        refuse_report(report, output)
     pieces = find_pieces(inputs)
-    settings = {"window_s": window_s, "hop_s": hop_s, "channels": config.windows.channels}
-    settings |= {"abstain_below": config.abstain_below}
+    settings = config.settings(together.models[0].features)
     identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(pieces)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
+        output.about = together.about()
         if together.made_speech:
             say(MADE_SPEECH)
         tasks = deal_pieces(pieces)
+        names = list(tasks)
         _answer(Answerer(together.models, config, output), tasks, are_few(pieces))
-        output.write_recordings(list(tasks))
-        if as_csv:
-            output.write_csv(list(tasks), labels.names)
-        accounts = _account(output, list(tasks), len(pieces))
-        content = {
-            "recordings": accounts,
-            "model": {
-                "runs": together.roots,
-                "digests": together.digests,
-                "networks": [model.network.name for model in together.models],
-                "features": write_features(features),
-                "labels": labels.names,
-                "made_speech": together.made_speech,
-            },
-            "made_speech": together.made_speech,
-            "notes": [MADE_SPEECH] if together.made_speech else [],
-            "settings": settings,
-            "command": command,
-            "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
-        }
-        _show(output, list(tasks), pieces, accounts)
+        output.write_recordings(names)
+        content = _content(together, settings, command, _account(output, names, len(pieces)))
+        content["domain"] = _check_domain(together.domain, output, names, config)
+        if besides.csv:
+            output.write_csv(names, together.models[0].labels.names)
+        _show(output, names, content)
+        if report:
+            write_answers_report(report, output, names, content, together.domain, besides.embed_audio)
         output.finish(content)
     return content
+
+
+def _content(together: Together, settings: dict[str, Any], command: str, accounts: dict[str, Any]) -> dict[str, Any]:
+    """Return what `predict.json` says, but for the domain check."""
+    return {
+        "recordings": accounts,
+        "model": {
+            "runs": together.roots,
+            "digests": together.digests,
+            "networks": [model.network.name for model in together.models],
+            "features": write_features(together.models[0].features),
+            "labels": together.models[0].labels.names,
+            "made_speech": together.made_speech,
+        },
+        "made_speech": together.made_speech,
+        "notes": [MADE_SPEECH] if together.made_speech else [],
+        "settings": settings,
+        "command": command,
+        "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
+    }
+
+
+def _check_domain(domain: Domain | None, output: Output, names: Sequence[str], config: PredictConfig) -> dict[str, Any]:
+    """Return what the models have heard, and what is to be said of recordings unlike that."""
+    lines = []
+    if domain:
+        noun = "channels" if config.windows.channels == "separate" else "recordings"
+        lines = domain.tell_outside(output.read("parts", names), noun)
+    return {"known": domain is not None, "outside": lines, "heard": write_domain(domain)}
 
 
 def deal_pieces(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
@@ -221,18 +273,37 @@ def _account(output: Output, names: Sequence[str], found: int) -> dict[str, Any]
     return whole | {name: counts[name] for name in rest}
 
 
-def _show(output: Output, names: Sequence[str], pieces: Sequence[Piece], accounts: dict[str, Any]) -> None:
-    """Show the windows of a single recording, else the accounts, and what was rejected."""
-    tables = output.read("windows", names) if len(pieces) == 1 else ()
-    for table in tables:
-        rows = table.drop_columns(["file", "probabilities"]).to_pylist()
-        rows = [row | {"emotion": row["emotion"] or ("unsure" if row["probability"] else "silent")} for row in rows]
-        show_table(pieces[0].path.rpartition("/")[2], rows[:MAX_SHOWN])
-        if len(rows) > MAX_SHOWN:
-            say(f"and {len(rows) - MAX_SHOWN} more windows")
+def _show(output: Output, names: Sequence[str], content: dict[str, Any]) -> None:
+    """Show the windows of a single recording, timelines of a few, the accounts, and what is to be known of them."""
+    accounts = content["recordings"]
+    if accounts["found"] <= FEW:
+        _show_few(output, names, accounts["found"] == 1)
     show_table("Recordings", [{name: accounts[name] for name in list(accounts)[:7]}])
+    if accounts["abstained_windows"]:
+        heard = accounts["windows"] - accounts["silent_windows"]
+        say(f"Unsure, so without an emotion: {accounts['abstained_windows']} of {heard} windows")
+    if not content["domain"]["known"]:
+        say("Domain: not known, since the model does not say in what condition its training clips were")
+    for line in content["domain"]["outside"]:
+        say(f"Domain: {line}")
     rejects = [row for table in output.read("rejects", names) for row in table.to_pylist()]
     for row in rejects[:MAX_LISTED]:
         say(f"Rejected: {row['file']}: {row['reason']}")
     if len(rejects) > MAX_LISTED:
         say(f"Rejected: {len(rejects) - MAX_LISTED} more: see {output.root}/rejects")
+
+
+def _show_few(output: Output, names: Sequence[str], single: bool) -> None:
+    """Show the windows of a single recording, and the timelines of all."""
+    windows = (row for table in output.read("windows", names) for row in table.to_pylist())
+    timelines = []
+    for table in output.read("parts", names):
+        for row in table.to_pylist():
+            own = list(islice(windows, row["windows"]))  # they stand in the same order
+            name = row["file"].rpartition("/")[2]
+            channel = f"channel {row['channel']}" if row["channel"] else "all channels"
+            if single:
+                show_windows(f"{name}, {channel}" if row["channel"] else name, own)
+            timelines.append((channel if single else f"{shorten(name)} {row['channel'] or ''}".rstrip(), row, own))
+    if timelines:
+        show_timelines([(name, row["start"], row["end"], own) for name, row, own in timelines])

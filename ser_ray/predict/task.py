@@ -14,6 +14,7 @@ import pyarrow as pa
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
+from ser_ray.features.spec import Features
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.domain import join_domains
@@ -42,6 +43,12 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def settings(self, features: Features) -> dict[str, Any]:
+        """Return what decides over the answers to recordings, with the lengths that windows of some features have."""
+        window_s, hop_s = self.windows.lengths_s(features)
+        lengths = {"window_s": window_s, "hop_s": hop_s}
+        return {**lengths, "channels": self.windows.channels, "abstain_below": self.abstain_below}
 
 
 class Answerer:

@@ -93,10 +93,10 @@ class Meter:
         silent = int(self._level_D[: max(0, level - round(SILENT_DB / _STEP_DB))].sum())
         return Condition(
             bandwidth_hz=(_percentile(width_B, BANDWIDTH_PERCENTILE) + 1) * self._rate / 2 / _BANDS,
-            level_db=_LOWEST_DB + level * _STEP_DB - 20 * float(np.log10(scale)),
+            level_db=round(_LOWEST_DB + level * _STEP_DB - 20 * float(np.log10(scale)), 1),
             clipped_share=sum(end.count for end in self._ends) / self._samples,
             silent_share=silent / self._frames,
-            snr_db=(level - floor) * _STEP_DB,
+            snr_db=round((level - floor) * _STEP_DB, 1),
         )
 
     @np.errstate(invalid="ignore", over="ignore")  # what is no number is refused by whoever reads the recording
