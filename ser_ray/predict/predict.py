@@ -238,7 +238,7 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
 
         outcomes = answer_on_ray(answerer, todo)
     rejected, notes = 0, Counter()
-    with track("Answering", sum(map(len, todo.values()))) as progress, closing(outcomes):
+    with track("Answering", sum(map(len, todo.values())), "recordings") as progress, closing(outcomes):
         for outcome in outcomes:
             if outcome["error"]:
                 raise UserError(outcome["error"])
@@ -269,8 +269,8 @@ def _account(output: Output, names: Sequence[str], found: int) -> dict[str, Any]
     if found != counts["answered"] + counts["silent"] + rejected:
         raise RuntimeError(f"the accounts do not add up: {found} found, {rejected} rejected, {dict(counts)}")
     whole = {"found": found, "answered": counts["answered"], "silent": counts["silent"], "rejected": rejected}
-    rest = ("seconds", "answered_s", "silent_s", "windows", "silent_windows", "abstained_windows")
-    return whole | {name: counts[name] for name in rest}
+    seconds = {name: float(counts[name]) for name in ("seconds", "answered_s", "silent_s")}
+    return whole | seconds | {name: counts[name] for name in ("windows", "silent_windows", "abstained_windows")}
 
 
 def _show(output: Output, names: Sequence[str], content: dict[str, Any]) -> None:

@@ -21,12 +21,15 @@ MOST_REJECTS = 200
 
 
 def refuse_report(path: str, output: Output) -> None:
-    """Refuse to write a report over another file, unless the output's own job goes on.
+    """Refuse to write a report over another file, unless the output's own job goes on, or where none can be written.
 
     Raises:
-        UserError: There is one.
+        UserError: There is one, or the place takes none.
     """
-    if storage.exists(path) and not output.is_begun():
+    if not storage.exists(path):
+        _write(path, "")  # what cannot be written is told before hours of work
+        storage.remove(path)
+    elif not output.is_begun():
         raise UserError(f"--report {path} is there already; name another file, or take it away")
 
 
@@ -55,8 +58,12 @@ def write_answers_report(
     seconds = _seconds_of_each(output, names, content["model"]["labels"])
     rejects = list(islice(_rows(output, "rejects", names), MOST_REJECTS))
     answers = Answers(content, recordings, windows, rejects, seconds, _measure_rows(output, names, domain))
+    _write(path, answers_page(answers, embed))
+
+
+def _write(path: str, text: str) -> None:
     try:
-        storage.write_text(path, answers_page(answers, embed))
+        storage.write_text(path, text)
     except OSError as error:
         raise UserError(f"--report {path} cannot be written: {' '.join(str(error).split())}") from None
 

@@ -63,6 +63,7 @@ def answers_page(answers: Answers, embed_audio: bool = False) -> str:
     shares = [
         {"name": name, "color": COLORS.get(name, ""), "seconds": seconds, "share": seconds / whole_s if whole_s else 0}
         for name, seconds in answers.seconds.items()
+        if name in COLORS or seconds
     ]
     return render(
         "answers.html.jinja",
