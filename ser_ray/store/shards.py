@@ -20,11 +20,16 @@ METADATA = (
 MEASURES = tuple(field.name for field in fields(Condition))  # of a clip's sound; stores made before have none
 
 
-def row_schema(feature_type: pa.DataType) -> pa.Schema:
-    """Return the schema of a shard whose `features` column has the given native Arrow type."""
+def row_schema(feature_type: pa.DataType, measures: Sequence[str] = ()) -> pa.Schema:
+    """Return the schema of a shard.
+
+    Args:
+        feature_type: Native Arrow type of its `features` column.
+        measures: What was measured of its clips, of `MEASURES`.
+    """
     types = {"duration_s": pa.float64(), "sample_rate": pa.int32()}
     told = [(name, types.get(name, pa.string())) for name in METADATA]
-    return pa.schema([*told, *((name, pa.float32()) for name in MEASURES), ("features", feature_type)])
+    return pa.schema([*told, *((name, pa.float32()) for name in measures), ("features", feature_type)])
 
 
 def read_shard(path: str, columns: Sequence[str] | None) -> pa.Table:

@@ -59,7 +59,7 @@ class ShardWriter:
             self.problem = str(error)
         except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
-        self.schema = row_schema(config.features.arrow_type())
+        self.schema = row_schema(config.features.arrow_type(), MEASURES)
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         """Do some tasks.
