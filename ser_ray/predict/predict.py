@@ -38,6 +38,7 @@ MADE_SPEECH = (
     "The model was trained on made speech: its answers show that everything runs, and say nothing about people."
 )
 MAX_LISTED = 8  # rejects on the terminal
+_ROUNDED = 10_000  # So many seconds and more are told without decimals.
 VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
 
 
@@ -278,7 +279,8 @@ def _show(output: Output, names: Sequence[str], content: dict[str, Any]) -> None
     accounts = content["recordings"]
     if accounts["found"] <= FEW:
         _show_few(output, names, accounts["found"] == 1)
-    show_table("Recordings", [{name: accounts[name] for name in list(accounts)[:7]}])
+    whole = [(name, accounts[name]) for name in list(accounts)[:7]]
+    show_table("Recordings", [{name: value if value < _ROUNDED else round(value) for name, value in whole}])
     if accounts["abstained_windows"]:
         heard = accounts["windows"] - accounts["silent_windows"]
         say(f"Unsure, so without an emotion: {accounts['abstained_windows']} of {heard} windows")
