@@ -37,7 +37,7 @@ def pages(tmp_path_factory):
     write(root / "in" / "silent.wav", np.zeros(RATE))
     (root / "in" / "bad & <b>.wav").write_bytes(b"RIFF")
     besides = Besides(report=str(root / "few.html"), embed_audio=True, csv=True)
-    answer(root / "run", root / "few", root / "in", channels="separate", window_s=4.0, besides=besides)
+    answer(str(root / "run"), root / "few", root / "in", channels="separate", window_s=4.0, besides=besides)
     sound = speech(3)
     for k in range(60):
         write(root / "many" / f"{k}.wav", sound[k * 100 : RATE + k * 100])

@@ -63,9 +63,9 @@ def show_timelines(timelines: Sequence[tuple[str, float, float, Sequence[Mapping
         console.print(line)
     legend = Text()
     for kind in [kind for kind in (*COLORS, UNSURE, SILENT) if kind in seen]:
-        legend.append(*_cell(kind, colored)).append(f" {kind}   ")
-    legend.rstrip()
-    console.print(legend, soft_wrap=False)
+        between = "   " if len(legend.plain.rpartition("\n")[2]) + len(kind) + 5 <= console.width else "\n"
+        legend.append(between if legend else "").append(*_cell(kind, colored)).append(f" {kind}")
+    console.print(legend)
 
 
 def draw_cells(windows: Sequence[Mapping[str, Any]], start_s: float, end_s: float, width: int) -> list[str]:
