@@ -1,6 +1,7 @@
 """What is measured of a recording's sound, and what a model says of recordings unlike its training clips."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,16 @@ import soxr
 from sound_files import voice
 from test_predict import a_model
 
-from ser_ray.model.domain import MEASURES, describe_domain, domain_of, join_domains, read_domain, write_domain
+from ser_ray.model.domain import (
+    MEASURES,
+    PERCENTS,
+    Domain,
+    describe_domain,
+    domain_of,
+    join_domains,
+    read_domain,
+    write_domain,
+)
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.speech.condition import Meter, measure
@@ -137,3 +147,19 @@ def test_what_lies_outside_is_counted_over_all_tables(domain):
     assert lines[0].startswith("2 of 4 recordings are noisier, with -1 dB or less between speech and noise; the model")
     assert lines[1] == "1 of 4 recordings are clipped, 20 % or more of their samples; the model has heard none such"
     assert domain.outside(usual | {"bandwidth_hz": 20_000.0}) == domain.outside(usual | {"bandwidth_hz": 8_000.0})
+
+
+def test_a_telephones_copy_of_real_speech_is_told_at_any_sample_rate(real):
+    paths = sorted((real / "corpora/ravdess").glob("Actor_*/03-01-05-02-01-01-*.*"))
+    whole, telephone = [], []
+    for path in paths:
+        sound, rate = sf.read(path, dtype="float32", always_2d=True)
+        narrow = soxr.resample(soxr.resample(sound.mean(1), rate, 8_000), 8_000, rate)
+        for found, heard in ((whole, sound.mean(1)), (telephone, narrow)):
+            found.append({"sample_rate": rate, **asdict(measure(np.ascontiguousarray(heard), rate))})
+    percentiles = {
+        name: tuple(np.percentile([row[name] for row in whole], PERCENTS, method="nearest")) for name in MEASURES
+    }
+    domain = Domain(len(whole), RATE, percentiles)
+    assert len(whole) >= 20 and not any(domain.outside(row) for row in whole)
+    assert all("bandwidth_hz below" in domain.outside(row) for row in telephone)
