@@ -61,17 +61,6 @@ class Together:
         """Whether any of them is known to be trained on made speech."""
         return any(model.made_speech for model in self.models)
 
-    @property
-    def domain(self) -> Domain | None:
-        """In what condition the sound was that they have heard."""
-        return join_domains([model.domain for model in self.models])
-
-    def about(self) -> dict[str, str]:
-        """Return what every Parquet file of their answers says of itself."""
-        told = {"labels": json.dumps(self.models[0].labels.names), "model": "+".join(self.digests)}
-        told |= {"ser_ray": __version__, "made_speech": json.dumps(self.made_speech)}
-        return told | ({"note": MADE_SPEECH} if self.made_speech else {})
-
 
 @dataclass(frozen=True)
 class Besides:
@@ -133,11 +122,12 @@ def predict_recordings(
         refuse_report(report, output)
     pieces = find_pieces(inputs)
     settings = config.settings(together.models[0].features)
+    domain = join_domains([model.domain for model in together.models])
     identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(pieces)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
-        output.about = together.about()
+        output.about = _about(together)
         if together.made_speech:
             say(MADE_SPEECH)
         tasks = deal_pieces(pieces)
@@ -145,14 +135,21 @@ def predict_recordings(
         _answer(Answerer(together.models, config, output), tasks, are_few(pieces))
         output.write_recordings(names)
         content = _content(together, settings, command, _account(output, names, len(pieces)))
-        content["domain"] = _check_domain(together.domain, output, names, config)
+        content["domain"] = _check_domain(domain, output, names, config)
         if besides.csv:
             output.write_csv(names, together.models[0].labels.names)
         _show(output, names, content)
         if report:
-            write_answers_report(report, output, names, content, together.domain, besides.embed_audio)
+            write_answers_report(report, output, names, content, domain, besides.embed_audio)
         output.finish(content)
     return content
+
+
+def _about(together: Together) -> dict[str, str]:
+    """Return what every Parquet file of some models' answers says of itself."""
+    about = {"labels": json.dumps(together.models[0].labels.names), "model": "+".join(together.digests)}
+    about |= {"ser_ray": __version__, "made_speech": json.dumps(together.made_speech)}
+    return about | ({"note": MADE_SPEECH} if together.made_speech else {})
 
 
 def _content(together: Together, settings: dict[str, Any], command: str, accounts: dict[str, Any]) -> dict[str, Any]:
