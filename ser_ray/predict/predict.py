@@ -21,8 +21,7 @@ from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
 from ser_ray.model.domain import Domain, join_domains, write_domain
-from ser_ray.model.files import digest_model, load_models
-from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.predict.inputs import Piece, digest_pieces, find_pieces
 from ser_ray.predict.output import Output
 from ser_ray.predict.report import refuse_report, write_answers_report
@@ -43,26 +42,6 @@ VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
 
 
 @dataclass(frozen=True)
-class Together:
-    """Models that answer together.
-
-    Attributes:
-        roots: Their runs.
-        models: The models.
-        digests: Of their files.
-    """
-
-    roots: tuple[str, ...]
-    models: list[Model]
-    digests: tuple[str, ...]
-
-    @property
-    def made_speech(self) -> bool:
-        """Whether any of them is known to be trained on made speech."""
-        return any(model.made_speech for model in self.models)
-
-
-@dataclass(frozen=True)
 class Besides:
     """What is written besides the answers, which does not change them.
 
@@ -79,16 +58,6 @@ class Besides:
     def __post_init__(self) -> None:
         if self.embed_audio and not self.report:
             raise UserError("--embed-audio puts sound into a report: name its file by --report FILE.html")
-
-
-def open_models(runs: Sequence[str]) -> Together:
-    """Read the models of some runs.
-
-    Raises:
-        UserError: One cannot be read, or has other features or labels than the first.
-    """
-    roots = tuple(map(storage.normalize, runs))
-    return Together(roots, load_models(roots), tuple(map(digest_model, roots)))
 
 
 def predict_recordings(
@@ -121,23 +90,25 @@ def predict_recordings(
     if report:
         refuse_report(report, output)
     pieces = find_pieces(inputs)
-    settings = config.settings(together.models[0].features)
+    settings = config.settings(together.features[0])
     domain = join_domains([model.domain for model in together.models])
-    identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(pieces)}
+    identity = {"model": together.digest, **settings, "recordings": digest_pieces(pieces)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
         output.about = _about(together)
         if together.made_speech:
             say(MADE_SPEECH)
+        if len(together.runs) > 1:
+            say(f"{len(together.runs)} runs answer together: {together.weighing.why}")
         tasks = deal_pieces(pieces)
         names = list(tasks)
-        _answer(Answerer(together.models, config, output), tasks, are_few(pieces))
+        _answer(Answerer(together, config, output), tasks, are_few(pieces))
         output.write_recordings(names)
         content = _content(together, settings, command, _account(output, names, len(pieces)))
         content["domain"] = _check_domain(domain, output, names, config)
         if besides.csv:
-            output.write_csv(names, together.models[0].labels.names)
+            output.write_csv(names, together.labels.names)
         _show(output, names, content)
         if report:
             write_answers_report(report, output, names, content, domain, besides.embed_audio)
@@ -147,21 +118,24 @@ def predict_recordings(
 
 def _about(together: Together) -> dict[str, str]:
     """Return what every Parquet file of some models' answers says of itself."""
-    about = {"labels": json.dumps(together.models[0].labels.names), "model": "+".join(together.digests)}
+    about = {"labels": json.dumps(together.labels.names), "model": together.digest}
     about |= {"ser_ray": __version__, "made_speech": json.dumps(together.made_speech)}
     return about | ({"note": MADE_SPEECH} if together.made_speech else {})
 
 
 def _content(together: Together, settings: dict[str, Any], command: str, accounts: dict[str, Any]) -> dict[str, Any]:
     """Return what `predict.json` says, but for the domain check."""
+    features = list(map(write_features, together.features))
     return {
         "recordings": accounts,
         "model": {
             "runs": together.roots,
             "digests": together.digests,
             "networks": [model.network.name for model in together.models],
-            "features": write_features(together.models[0].features),
-            "labels": together.models[0].labels.names,
+            "weights": dict(zip(together.roots, together.weighing.weights, strict=True)),
+            "weighing": together.weighing.why,
+            "features": features[0] if len(features) == 1 else features,
+            "labels": together.labels.names,
             "made_speech": together.made_speech,
         },
         "made_speech": together.made_speech,

@@ -18,7 +18,7 @@ from ser_ray.features.spec import Features
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.domain import join_domains
-from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
 from ser_ray.predict.output import RECORDINGS_SCHEMA, REJECTS_SCHEMA, Output
@@ -55,13 +55,13 @@ class Answerer:
     """Answers recordings and writes what became of them.
 
     Args:
-        models: Models of the same features and labels, which answer together.
+        together: Models that answer together.
         config: How they answer.
         output: Where to write.
     """
 
-    def __init__(self, models: Sequence[Model], config: PredictConfig, output: Output) -> None:
-        self.models, self.config, self.output = models, config, output
+    def __init__(self, together: Together, config: PredictConfig, output: Output) -> None:
+        self.together, self.config, self.output = together, config, output
 
     def __call__(self, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Answer the recordings of one task, unless that was done before.
@@ -97,7 +97,7 @@ class Answerer:
                     raise AudioError(CRASHED)
                 if piece.problem:
                     raise AudioError(piece.problem)
-                of_windows, of_recordings, of_notes = answer_piece(self.models, piece, self.config)
+                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config)
             except Exception as error:  # whatever is wrong with a recording, it costs that one only
                 reject = {"file": piece.path, "start": piece.start_s, "end": piece.end_s, "reason": _reason(error)}
                 rejects.append(reject)
@@ -116,7 +116,7 @@ class Answerer:
 
 
 def answer_piece(
-    models: Sequence[Model], piece: Piece, config: PredictConfig
+    together: Together, piece: Piece, config: PredictConfig
 ) -> tuple[pa.Table, list[dict[str, Any]], tuple[str, ...]]:
     """Answer one recording.
 
@@ -127,22 +127,26 @@ def answer_piece(
         AudioError: It cannot be used.
         OSError: It cannot be read.
     """
-    labels = models[0].labels.names
+    labels = together.labels.names
     with storage.open_read(piece.path) as stream:
         file = io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream
-        hearing = Hearing(file, config.windows, models[0].features, piece.start_s, piece.end_s)
+        hearing = Hearing(file, config.windows, together.features[0], piece.start_s, piece.end_s)
         try:
-            answers_WC = answer_windows(models, hearing)
+            answers_WC = answer_windows(together.models, hearing, together.weights)
         finally:
             hearing.close()
     table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below)
     rows = table.select(["channel", "emotion"]).to_pylist()
     channels = dict.fromkeys(row["channel"] for row in rows)
-    return table, [_sum_up(models, piece, hearing, answers_WC, config, channel) for channel in channels], hearing.notes
+    return (
+        table,
+        [_sum_up(together, piece, hearing, answers_WC, config, channel) for channel in channels],
+        hearing.notes,
+    )
 
 
 def _sum_up(
-    models: Sequence[Model],
+    together: Together,
     piece: Piece,
     hearing: Hearing,
     answers_WC: np.ndarray,
@@ -150,10 +154,10 @@ def _sum_up(
     channel: int,
 ) -> dict[str, Any]:
     """Return the row of one channel of a recording."""
-    labels = models[0].labels.names
+    labels = together.labels.names
     pairs = [pair for pair in zip(hearing.windows, answers_WC, strict=True) if pair[0].channel == channel]
     heard = [(window, answer_C) for window, answer_C in pairs if not window.silent]
-    begin_s, domain = piece.start_s or 0.0, join_domains([model.domain for model in models])
+    begin_s, domain = piece.start_s or 0.0, join_domains([model.domain for model in together.models])
     condition = hearing.conditions[channel]
     measured = {"sample_rate": hearing.sample_rate, **(asdict(condition) if condition else {})}
     row = measured | {
