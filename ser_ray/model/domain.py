@@ -113,9 +113,9 @@ class Domain:
                         )
         lines = []
         for (name, above), (found, unheard, nearest) in sorted(groups.items(), key=lambda group: -group[1][0]):
-            what = (_ABOVE if above else _BELOW)[name].format(f"{number_of(name, nearest)} {MEASURES[name][1]}")
+            what = (_ABOVE if above else _BELOW)[name].format(f"{tell_measure(name, nearest)} {MEASURES[name][1]}")
             if name == "sample_rate":
-                what += f", so band-limited to {number_of(name, nearest / 2)} kHz"
+                what += f", so band-limited to {tell_measure(name, nearest / 2)} kHz"
             heard = "none such" if unheard == found else "hardly any such (at most 1 clip of 100)"
             lines.append(f"{found} of {count} {noun} {what}; the model has heard {heard}")
         return lines
@@ -124,7 +124,7 @@ class Domain:
         """Return a row in words for each measure: what it is called, and its range in the training clips."""
         rows = []
         for name, (called, unit, _, _) in MEASURES.items():
-            low, middle, high = (number_of(name, self.percentiles[name][k]) for k in (_LOW, _MIDDLE, _HIGH))
+            low, middle, high = (tell_measure(name, self.percentiles[name][k]) for k in (_LOW, _MIDDLE, _HIGH))
             rows.append({"measure": called, "unit": unit, "from": low, "to": high, "median": middle})
         return rows
 
@@ -194,7 +194,7 @@ def describe_domain(domain: Domain | None) -> list[str]:
     return [*lines, *(f"| {r['measure']}, {r['unit']} | {r['from']} | {r['median']} | {r['to']} |" for r in rows)]
 
 
-def number_of(name: str, value: float) -> str:
+def tell_measure(name: str, value: float) -> str:
     """Return a measure in the unit and with the digits in which it is told."""
     _, _, factor, digits = MEASURES[name]
     return f"{value * factor + 0.0:{digits}}"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
-from ser_ray.model.domain import MEASURES, Domain, number_of
+from ser_ray.model.domain import MEASURES, Domain, tell_measure
 from ser_ray.predict.output import Output
 
 MOST_UNCERTAIN = 50  # recordings that are named where there are too many to show each
@@ -103,7 +103,7 @@ def _measure_rows(output: Output, names: Sequence[str], domain: Domain | None) -
     heard = domain.describe() if domain else [None] * len(MEASURES)
     rows = []
     for (name, (called, unit, _, _)), row in zip(MEASURES.items(), heard, strict=True):
-        here = f"{number_of(name, least[name])} to {number_of(name, most[name])}" if name in least else None
+        here = f"{tell_measure(name, least[name])} to {tell_measure(name, most[name])}" if name in least else None
         of_model = {"the model has heard": f"{row['from']} to {row['to']}"} if row else {}
         beyond = {"outside": outside[name]} if row else {}
         rows.append({"measure": f"{called}, {unit}", **of_model, "these recordings": here, **beyond})
