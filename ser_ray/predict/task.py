@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ import pyarrow as pa
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
+from ser_ray.features.spec import Features
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
+from ser_ray.model.domain import join_domains
 from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
@@ -41,6 +43,12 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def settings(self, features: Features) -> dict[str, Any]:
+        """Return what decides over the answers to recordings, with the lengths that windows of some features have."""
+        window_s, hop_s = self.windows.lengths_s(features)
+        lengths = {"window_s": window_s, "hop_s": hop_s}
+        return {**lengths, "channels": self.windows.channels, "abstain_below": self.abstain_below}
 
 
 class Answerer:
@@ -130,17 +138,30 @@ def answer_piece(
     table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below)
     rows = table.select(["channel", "emotion"]).to_pylist()
     channels = dict.fromkeys(row["channel"] for row in rows)
-    return table, [_sum_up(piece, hearing, answers_WC, labels, config, channel) for channel in channels], hearing.notes
+    return (
+        table,
+        [_sum_up(together, piece, hearing, answers_WC, config, channel) for channel in channels],
+        hearing.notes,
+    )
 
 
 def _sum_up(
-    piece: Piece, hearing: Hearing, answers_WC: np.ndarray, labels: Sequence[str], config: PredictConfig, channel: int
+    together: Together,
+    piece: Piece,
+    hearing: Hearing,
+    answers_WC: np.ndarray,
+    config: PredictConfig,
+    channel: int,
 ) -> dict[str, Any]:
     """Return the row of one channel of a recording."""
+    labels = together.labels.names
     pairs = [pair for pair in zip(hearing.windows, answers_WC, strict=True) if pair[0].channel == channel]
     heard = [(window, answer_C) for window, answer_C in pairs if not window.silent]
-    begin_s = piece.start_s or 0.0
-    row = {
+    begin_s, domain = piece.start_s or 0.0, join_domains([model.domain for model in together.models])
+    condition = hearing.conditions[channel]
+    measured = {"sample_rate": hearing.sample_rate, **(asdict(condition) if condition else {})}
+    row = measured | {
+        "outside": domain.outside(measured) if domain else None,
         **{"file": piece.path, "channel": channel, "start": begin_s, "end": begin_s + hearing.seconds},
         "seconds": hearing.seconds,
         "answered_s": sum((window.speaks_s for window, _ in heard), 0.0),

@@ -17,6 +17,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from ser_ray.speech.condition import Condition, measure
 from ser_ray.speech.containers import AudioError, Layout, Patched, survey
 from ser_ray.speech.content import SAMPLE_BYTES, name_content, name_pointer
 
@@ -55,12 +56,14 @@ class Clip:
         sample_rate: Of the file, Hz.
         duration_s: Of the whole file, seconds.
         notes: What was done differently from what was asked; each begins with its kind, a key of `NOTES`.
+        condition: What was measured of the window at the file's own rate; None where it is shorter than 8 samples.
     """
 
     waveform_T: np.ndarray
     sample_rate: int
     duration_s: float
     notes: tuple[str, ...] = ()
+    condition: Condition | None = None
 
 
 def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_s: float | None = None) -> Clip:
@@ -93,8 +96,8 @@ def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_
         raise AudioError(f"truncated or damaged: its {recording.format} data end early") from None
     finally:
         recording.close()
-    rate = recording.rate
-    return Clip(to_rate(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes))
+    rate, condition = recording.rate, measure(waveform_T, recording.rate)
+    return Clip(to_rate(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes), condition)
 
 
 def open_recording(file: BinaryIO) -> Recording:
@@ -279,10 +282,8 @@ def _read_mono(recording: Recording, start: int, stop: int) -> tuple[np.ndarray,
     if not extremes:
         return waveform_T, []
     share = _MAX_CANCELLED if recording.n_channels == 2 else 0
-    left = float(waveform_T.max()) - float(waveform_T.min())
-    if not left <= share * (
-        float(max(extremes)) - float(min(extremes))
-    ):  # no channel's range is larger than that of all
+    left, of_all = float(waveform_T.max()) - float(waveform_T.min()), float(max(extremes)) - float(min(extremes))
+    if not left <= share * of_all:  # no channel's range is larger than that of all
         return waveform_T, []
     parts = [part_TC for _, part_TC in recording.blocks(start, stop)]
     range_C = np.ptp(np.concatenate(parts), axis=0)
