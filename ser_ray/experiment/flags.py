@@ -24,6 +24,11 @@ from ser_ray.store.pipeline import featurize, find_and_connect
 from ser_ray.store.store import Store
 from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
 
+GROUPS = {  # how `--help` begins; groups that hang on the network follow
+    "most used": ("data", "output", "model", "corpus", "epochs"),
+    "data": ("store", "clips", "labels", "protocol", "fold", "num_folds"),
+}
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -84,7 +89,16 @@ def parse_experiment(argv: Sequence[str], description: str, *configs: type, with
     offered = (*configs, _Model, Experiment, SplitConfig, network, TrainConfig, *changes, Compute, FeaturizeConfig)
     _refuse_others(argv, network, {field.name for config in (*offered, features) for field in fields(config)})
     usual = vars(TrainConfig.usual(network))
-    values = parse_flags(argv, description, *offered, features, defaults=usual, without=(*nested, *without))
+    groups = {
+        **GROUPS,
+        "features": (FeaturizeConfig, features),
+        "network": ("speaker_norm", "members", "start_from", network),
+        "training": (TrainConfig, FrameAugmentConfig),
+        "search": ("space", "resume", *configs[1:]),
+        "where to run": (Compute, "verbose", "config", "embed_audio"),
+    }
+    without = (*nested, *without)
+    values = parse_flags(argv, description, *offered, features, defaults=usual, without=without, groups=groups)
     fold = values["fold"]
     if fold != "all" and not str(fold).isdecimal():
         raise UserError(f"--fold {fold}: give a number from 0, or all")
