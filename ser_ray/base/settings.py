@@ -149,7 +149,7 @@ def pick_config(config: type[Config], values: dict[str, Any]) -> Config:
     given = {}
     for name, hint in _hints(config).items():
         if dataclasses.is_dataclass(hint):
-            given[name] = pick_config(hint, values)
+            given[name] = pick_config(hint, values)  # type: ignore[arg-type]
         elif name in values:
             given[name] = values[name]
     return config(**given)
@@ -188,15 +188,13 @@ def run_job(job: Job, words: Sequence[str] | None = None) -> None:
         gc.freeze()  # or Python looks through all of torch for garbage once more before it ends, which takes a second
 
 
-def _hints(config: type) -> dict[str, Any]:
+def _hints(config: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name."""
     hints = get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
-def _collect(
-    config: type, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]
-) -> None:
+def _collect(config: Any, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]) -> None:
     """Add type and default of each flag that a dataclass asks for, in order."""
     texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
@@ -230,7 +228,7 @@ def _make(fields: dict[str, tuple[Any, Any]]) -> type:
     return dataclasses.make_dataclass("Flags", made, frozen=True, namespace={"__doc__": ""})
 
 
-def _names(config: type) -> list[str]:
+def _names(config: Any) -> list[str]:
     """Return the names of a dataclass's fields, and of those of dataclasses in them."""
     hints = _hints(config).items()
     return [one for name, hint in hints for one in (_names(hint) if dataclasses.is_dataclass(hint) else [name])]

@@ -67,7 +67,8 @@ def evaluate_job(argv: Sequence[str]) -> None:
             raise UserError(f"--compare takes two runs, got {len(flags.compare)}")
         output = storage.normalize(flags.output or fresh_root("compare"))
         page = storage.join(output, "report.html")
-        show_comparison(compare_runs(*map(storage.normalize, flags.compare), page, command))
+        first, second = map(storage.normalize, flags.compare)
+        show_comparison(compare_runs(first, second, page, command))
         say(f"Report: {page}")
         return
     runs = [storage.normalize(run) for run in flags.run]

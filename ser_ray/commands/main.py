@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import tyro
 
@@ -45,7 +46,7 @@ def main() -> None:
     elif name == "--version":
         print(ser_ray.__version__)
     elif name == COMPLETION and words:
-        flags = {job: flags_of(find_job(job)) for job in JOBS}
+        flags: dict[str, Any] = {job: flags_of(find_job(job)) for job in JOBS}
         tyro.extras.subcommand_cli_from_dict(flags, prog="ser-ray", args=[name, *words])
     elif name in JOBS:
         run_job(find_job(name), words)

@@ -88,7 +88,7 @@ class Rows:
 
     def find(self, others: Rows) -> np.ndarray:
         """Return where some of these rows stand among these, which are in the numbering's order."""
-        return np.searchsorted(self.index_N, others.index_N)
+        return np.asarray(np.searchsorted(self.index_N, others.index_N))
 
     @property
     def recipe(self) -> FeaturizeConfig:
