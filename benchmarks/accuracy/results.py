@@ -9,6 +9,7 @@ kept. Their words stand in the templates beside this file, `*.md.jinja`; numbers
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, run_job
+from ser_ray.scores.report import charts
 from ser_ray.scores.run_folder import read_run
 
 ABLATION, KNOWN = "ablation-", "known-"  # how names of their files begin, beside those of the runs
 SPEAKER_NORM = "python benchmarks/accuracy/speaker_norm.py --run RUN --store STORE"
+SHOWN = "log-mel-resnet-emobox-ravdess-fold-all"  # whose confusion matrix is drawn
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -93,6 +96,9 @@ def write_pages(page: str, folder: str) -> None:
         runs=runs, ablations={name: files[name] for name in tables[ABLATION]}, known=tables[KNOWN], files=files
     )
     storage.write_text(page, text)
+    shown = runs[SHOWN] if SHOWN in runs else next(iter(runs.values()))
+    _, _, data = charts.confusion(shown["confusion_matrix"], shown["labels"], True).source.partition(",")
+    storage.write(storage.join(folder, "confusion.svg"), lambda stream: stream.write(base64.b64decode(data)))
     say(f"{page}: {len(runs)} runs")
 
 
