@@ -1,8 +1,9 @@
-"""Install ser_ray and run its main job, small, in each interpreter from 3.11 to 3.13 that is there.
+"""Install ser_ray and run its main job, small, in interpreters of other versions.
 
-    python tests/other_pythons.py
+    python tests/other_pythons.py                                      # those that uv finds here, 3.11 to 3.13
+    python tests/other_pythons.py ~/.pyenv/versions/3.13.0/bin/python  # or those that are named
 
-Interpreters are those that `uv python list --no-python-downloads` finds; nothing is downloaded but packages.
+No interpreter is downloaded, only packages.
 """
 
 import subprocess
@@ -16,27 +17,37 @@ VERSIONS = ("3.11", "3.12", "3.13")
 
 
 def main() -> None:
-    """Try each version; exit code 1 if one that is there fails."""
-    failed = False
-    for version in VERSIONS:
-        found = subprocess.run(
-            ["uv", "python", "find", "--no-python-downloads", "--system", version], capture_output=True, text=True
-        )
-        if found.returncode:
-            print(f"{version}: not there")
-            continue
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            bin_ = Path(folder) / "venv" / "bin"
-            steps = [
-                [found.stdout.strip(), "-m", "venv", bin_.parent],
-                [bin_ / "pip", "install", "-q", "-c", ROOT / "constraints.txt", "-e", ROOT],
-                [bin_ / "ser-ray", "train", "--clips", "120", "--epochs", "3", "--output", "run"],
-            ]
-            ended = all(subprocess.run(step, cwd=folder).returncode == 0 for step in steps)
-        print(f"{version}: {'runs' if ended else 'FAILS'}, {time.monotonic() - started:.0f} s")
-        failed |= not ended
-    sys.exit(failed)
+    """Try each interpreter; exit code 1 if one fails."""
+    results = [try_out(python) for python in sys.argv[1:] or filter(None, map(find, VERSIONS))]
+    sys.exit(not all(results))
+
+
+def find(version: str) -> str:
+    """Return the path of an interpreter, or an empty text where there is none."""
+    command = ["uv", "python", "find", "--no-python-downloads", "--system", version]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    if not found:
+        print(f"{version}: not there")
+    return found
+
+
+def try_out(python: str) -> bool:
+    """Tell whether installing and the main job end well."""
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        programs = Path(folder) / "venv" / "bin"
+        for step in (
+            [python, "-m", "venv", programs.parent],
+            [programs / "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT],
+            [programs / "ser-ray", "train", "--clips", "120", "--epochs", "3", "--output", "run"],
+        ):
+            started = time.monotonic()
+            if subprocess.run(step, cwd=folder).returncode:
+                print(f"{python}: FAILS at {' '.join(map(str, step))}", flush=True)
+                return False
+            times.append(time.monotonic() - started)
+    print(f"{python}: runs; install {times[1]:.0f} s, main job {times[2]:.0f} s", flush=True)
+    return True
 
 
 if __name__ == "__main__":
