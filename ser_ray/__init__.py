@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the public names
 
     load = load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Ray reads these when it is first imported. Without a cluster's address Ray starts one on this machine; the first
 # setting, named for other systems, keeps that one on the loopback interface on Linux too. The second keeps it quiet

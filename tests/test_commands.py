@@ -1,9 +1,13 @@
 """The command `ser-ray` as people meet it: its help, its jobs, completion, on narrow terminals and in log files."""
 
+import contextlib
+import fcntl
 import os
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -92,6 +96,49 @@ def test_help_in_a_log_file_without_utf_8_keeps_every_line():
 def test_a_shell_completes_jobs_and_flags(monkeypatch, capsys):
     code, out, err = ser_ray_says(monkeypatch, capsys, "--tyro-print-completion", "bash")
     assert (code, err) == (0, "")
-    assert all(word in out for word in (*JOBS, "--speaker-norm", "--abstain-below", "--num-samples", "ser-ray"))
-    done = subprocess.run(["bash", "-n"], input=out, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    offered = re.search(r"complete .*?-F (\S+)", out)[1]
+    for words, wanted in (
+        (("tu",), {"tune"}),
+        (("train", "--speaker"), {"--speaker-norm"}),
+        (("predict", "--cs"), {"--csv"}),
+    ):
+        asks = f"COMP_WORDS=(ser-ray {' '.join(words)}); COMP_CWORD={len(words)}; {offered}; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"{out}\n{asks}"], capture_output=True, text=True)
+        assert set(done.stdout.split()) == wanted, done.stderr
+
+
+WIDE = """
+import sys
+from ser_ray.base.console import show_table, write_anywhere
+write_anywhere()
+row = {"corpus": "name_" * 9, "found": 123456, "featurized": 1, "rejected": 2, "reason": "why " * 30, "uar": 0.5}
+show_table("Clips × folds", [row])
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wide_table_is_whole_in_a_log_file(encoding):
+    done = subprocess.run(
+        [sys.executable, "-c", WIDE], env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True
+    )
+    lines = done.stdout.decode(encoding).splitlines()
+    assert done.stderr == b"" and "name_" * 9 in lines[4] and "…" not in "".join(lines)
+    assert "why " * 29 in lines[4] and "?" not in "".join(lines)
+
+
+def test_a_wide_table_is_folded_not_cut_on_a_terminal_of_80_columns():
+    terminal, other = os.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "dumb"}
+    process = subprocess.Popen([sys.executable, "-c", WIDE], env=env, stdout=other, stderr=other)
+    os.close(other)
+    said = b""
+    with contextlib.suppress(OSError):  # which is how the end of a terminal reads
+        while part := os.read(terminal, 65536):
+            said += part
+    assert process.wait() == 0
+    lines = re.sub(r"\x1b\[[\d;]*m", "", said.decode()).splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in said.decode()
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    assert "".join(row[0] for row in cells if len(row) == 6).endswith("name_" * 9)
+    assert " ".join(row[4] for row in cells if len(row) == 6).count("why") == 30

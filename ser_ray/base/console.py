@@ -25,6 +25,7 @@ class _Console(Console):
 
 
 console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+LOG_TABLE_WIDTH = 400  # columns that a table may take in a log file, where nothing need be folded
 PLAIN_INTERVAL_S = 5.0
 PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "..."}  # what stands for characters that an output cannot write
 
@@ -52,14 +53,15 @@ def say(text: str) -> None:
 def show_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print rows of the same keys as a table; numbers stand to the right."""
     if rows:
-        console.print(_table(title, rows), soft_wrap=False)
+        width = None if console.is_terminal else LOG_TABLE_WIDTH
+        console.print(_table(title, rows), soft_wrap=False, width=width)
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     for key, value in rows[0].items():
         numeric = isinstance(value, int | float) or value is None
-        table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
+        table.add_column(key.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     return table

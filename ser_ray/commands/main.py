@@ -47,7 +47,8 @@ def main() -> None:
         print(ser_ray.__version__)
     elif name == COMPLETION and words:
         flags: dict[str, Any] = {job: flags_of(find_job(job)) for job in JOBS}
-        tyro.extras.subcommand_cli_from_dict(flags, prog="ser-ray", args=[name, *words])
+        flat = (tyro.conf.OmitArgPrefixes,)
+        tyro.extras.subcommand_cli_from_dict(flags, prog="ser-ray", args=[name, *words], config=flat)
     elif name in JOBS:
         run_job(find_job(name), words)
     else:
