@@ -104,7 +104,7 @@ def test_a_shell_completes_jobs_and_flags(monkeypatch, capsys):
     ):
         asks = f"COMP_WORDS=(ser-ray {' '.join(words)}); COMP_CWORD={len(words)}; {offered}; echo ${{COMPREPLY[@]}}"
         done = subprocess.run(["bash", "-c", f"{out}\n{asks}"], capture_output=True, text=True)
-        assert set(done.stdout.split()) == wanted, done.stderr
+        assert done.stdout.split() == [wanted], done.stderr
 
 
 WIDE = """

@@ -25,7 +25,7 @@ class _Console(Console):
 
 
 console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-LOG_TABLE_WIDTH = 400  # columns that a table may take in a log file, where nothing need be folded
+_log_console = _Console(highlight=False, width=400)  # for tables in log files, where none need be folded
 PLAIN_INTERVAL_S = 5.0
 PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "..."}  # what stands for characters that an output cannot write
 
@@ -53,8 +53,7 @@ def say(text: str) -> None:
 def show_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print rows of the same keys as a table; numbers stand to the right."""
     if rows:
-        width = None if console.is_terminal else LOG_TABLE_WIDTH
-        console.print(_table(title, rows), soft_wrap=False, width=width)
+        (console if console.is_terminal else _log_console).print(_table(title, rows), soft_wrap=False)
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
