@@ -97,12 +97,8 @@ def test_a_shell_completes_jobs_and_flags(monkeypatch, capsys):
     code, out, err = ser_ray_says(monkeypatch, capsys, "--tyro-print-completion", "bash")
     assert (code, err) == (0, "")
     offered = re.search(r"complete .*?-F (\S+)", out)[1]
-    for words, wanted in (
-        (("tu",), {"tune"}),
-        (("train", "--speaker"), {"--speaker-norm"}),
-        (("predict", "--cs"), {"--csv"}),
-    ):
-        asks = f"COMP_WORDS=(ser-ray {' '.join(words)}); COMP_CWORD={len(words)}; {offered}; echo ${{COMPREPLY[@]}}"
+    for words, wanted in (("tu", "tune"), ("train --speaker", "--speaker-norm"), ("predict --cs", "--csv")):
+        asks = f"COMP_WORDS=(ser-ray {words}); COMP_CWORD={words.count(' ') + 1}; {offered}; echo ${{COMPREPLY[@]}}"
         done = subprocess.run(["bash", "-c", f"{out}\n{asks}"], capture_output=True, text=True)
         assert done.stdout.split() == [wanted], done.stderr
 
