@@ -1,0 +1,1 @@
+"""What knows nothing of speech: errors, the console, files, settings and their flags, the cluster."""

@@ -1,0 +1,105 @@
+"""Whisper's encoder in plain torch, on a clip's own frames.
+
+As published the encoder hears 30 s, of which a short clip fills a part; here its positions end with the clip, so that a
+clip costs what it is long, and what it yields depends on nothing else (Radford et al., Robust speech recognition via
+large-scale weak supervision, 2022).
+
+Shapes: T samples, M mel bands, F frequency bins, N frames, W width, H heads.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ser_ray.features.banks import mel_bank
+from ser_ray.features.encoder import SAMPLE_RATE
+
+N_FFT, HOP_LENGTH = 400, 160  # samples
+_FLOOR = 8.0  # below the clip's maximum, in powers of ten
+_MIN_POWER = 1e-10
+
+
+class WhisperEncoder(nn.Module):
+    """The encoder; its parts are named as in published checkpoints.
+
+    Args:
+        settings: `config.json`.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        width, num_mels = settings["d_model"], settings["num_mel_bins"]
+        self.conv1 = nn.Conv1d(num_mels, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(settings["max_source_positions"], width)
+        heads, hidden = settings["encoder_attention_heads"], settings["encoder_ffn_dim"]
+        self.layers = nn.ModuleList(_Layer(width, heads, hidden) for _ in range(settings["encoder_layers"]))
+        self.layer_norm = nn.LayerNorm(width)
+        bank = mel_bank(SimpleNamespace(n_mels=num_mels, n_fft=N_FFT, sample_rate=SAMPLE_RATE))
+        self.register_buffer("mel_FM", torch.tensor(bank), persistent=False)
+        self.register_buffer("window_K", torch.hann_window(N_FFT), persistent=False)
+
+    @property
+    def most_samples(self) -> int:
+        """The longest waveform that it takes."""
+        return self.embed_positions.num_embeddings * 2 * HOP_LENGTH
+
+    def forward(self, waveform_1T: Tensor) -> list[Tensor]:
+        """Return what each layer yields, and the last one once more after the final normalization, each `[N, W]`.
+
+        Args:
+            waveform_1T: One clip at 16 kHz, 400 samples at least and `most_samples` at most.
+        """
+        x_1WN = functional.gelu(self.conv1(self.log_mel(waveform_1T)))
+        x_1NW = functional.gelu(self.conv2(x_1WN)).mT
+        x_1NW = x_1NW + self.embed_positions.weight[: x_1NW.shape[1]]
+        states = []
+        for layer in self.layers:
+            x_1NW = layer(x_1NW)
+            states.append(x_1NW[0])
+        return [*states, self.layer_norm(x_1NW)[0]]
+
+    def log_mel(self, waveform_1T: Tensor) -> Tensor:
+        """Return log-mel frames `[1, M, frames]` as Whisper takes them, 10 ms apart."""
+        spectrum_1FN = torch.stft(waveform_1T, N_FFT, HOP_LENGTH, window=self.window_K, return_complex=True)
+        mel_1MN = self.mel_FM.T @ spectrum_1FN[..., :-1].abs().square()
+        log_1MN = mel_1MN.clamp(min=_MIN_POWER).log10()
+        return (log_1MN.maximum(log_1MN.amax() - _FLOOR) + 4) / 4
+
+
+class _Layer(nn.Module):
+    """One layer: attention, then two linear maps, each after a normalization and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = _Attention(width, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, x_1NW: Tensor) -> Tensor:
+        x_1NW = x_1NW + self.self_attn(self.self_attn_layer_norm(x_1NW))
+        return x_1NW + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x_1NW))))
+
+
+class _Attention(nn.Module):
+    """Attention of all frames to all frames."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(3))
+        self.k_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_1NW: Tensor) -> Tensor:
+        q_1HNW, k_1HNW, v_1HNW = (
+            project(x_1NW).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        heard_1HNW = functional.scaled_dot_product_attention(q_1HNW, k_1HNW, v_1HNW)
+        return self.out_proj(heard_1HNW.transpose(1, 2).flatten(2))

@@ -1,0 +1,170 @@
+"""`Model`: what training returns, and the one thing that answers, for evaluation, prediction and export alike.
+
+Shape suffixes: N clips, C classes, K members, T samples, F features or bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from ser_ray.base import storage
+from ser_ray.base.errors import UserError
+from ser_ray.features.spec import Features
+from ser_ray.model.answers import answer_windows, tell_windows
+from ser_ray.model.calibration import pool_answers
+from ser_ray.model.examples import Examples, predict_logits
+from ser_ray.model.speakers import Known, Speakers
+from ser_ray.model.views import Views
+from ser_ray.model.windows import Hearing, WindowConfig, as_file
+from ser_ray.networks.spec import NetworkSpec
+from ser_ray.speech.audio import AudioError
+from ser_ray.speech.emotions import LabelSet
+from ser_ray.store.rows import Rows, digest_of
+
+PREDICTED = ["utterance_id", "corpus", "speaker_id", "gender", "intensity"]  # metadata that predictions carry along
+
+
+@dataclass
+class Model:
+    """Trained networks and what is needed to use them.
+
+    Attributes:
+        members: Trained networks that answer together, in evaluation mode.
+        network: What they are, with their settings.
+        features: How their features are made from sound.
+        labels: What their outputs mean.
+        speaker_norm: Whether features are normalized by speaker.
+        views: Speed, and pitch in semitones, of the copies of a log-mel clip that the answer is averaged over; none to
+            answer clips as they are.
+        temperature: Divides the logits, so that probabilities are honest; fitted on validation speakers.
+        trained_on: Speakers in its training and validation; no honest test has them.
+        trained_clips: Digests of the files in its training and validation (`Rows.digests`), sorted; None for a model of
+            an older version, of whose files nothing is known.
+        facts: Where it comes from: protocol, scores, notes, versions.
+    """
+
+    members: list[nn.Module]
+    network: NetworkSpec
+    features: Features
+    labels: LabelSet
+    speaker_norm: bool = False
+    views: tuple[tuple[float, float], ...] = ()
+    temperature: float = 1.0
+    trained_on: tuple[str, ...] = ()
+    trained_clips: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def made_speech(self) -> bool:
+        """Whether it is known to have been trained or tested on made speech; of older models nothing is known."""
+        return bool(self.facts.get("made_speech"))
+
+    def was_trained_on(self, rows: Rows) -> np.ndarray:
+        """Return a mask of rows whose files, by their content, were in training or validation."""
+        if self.trained_clips is None:
+            return np.zeros(len(rows), bool)
+        known = set(self.trained_clips.tolist())
+        contents = rows["sha256"].to_pylist()  # before clips are read it is no digest yet
+        return np.array([len(content) == 64 and digest_of(content) in known for content in contents], bool)
+
+    def normalizer(self, known: dict[str, Known]) -> Speakers | None:
+        """Return by what to normalize clips of speakers of whom something is known; None where it does without."""
+        standardize = self.members[0].standardize  # by the frames of training as they were
+        usual_2F = torch.stack([standardize.mean_F, standardize.std_F]).cpu().numpy()
+        return Speakers.of(self.features, usual_2F, known) if self.speaker_norm else None
+
+    def logits(self, examples: Examples, members: Sequence[nn.Module] | None = None) -> torch.Tensor:
+        """Return the mean logits `[N, C]` of the members, or of some of them, over the views of each clip."""
+        answers = []
+        for member in self.members if members is None else members:
+            network = Views(member, self.features, self.views) if self.views else member
+            answers.append(predict_logits(network, examples))
+        return torch.stack(answers).mean(0)
+
+    def answer(self, examples: Examples) -> np.ndarray:
+        """Return calibrated probabilities `[N, C]`, float64.
+
+        Members answer by the mean of their log-probabilities, which, as they share a temperature, is that of their
+        logits.
+        """
+        return torch.softmax(self.logits(examples).double() / self.temperature, dim=1).cpu().numpy()
+
+    def predict_rows(self, rows: Rows, known: dict[str, Known] | None = None) -> pa.Table:
+        """Predict rows of a store of this model's features, whose emotions are all among its labels.
+
+        Args:
+            rows: The clips.
+            known: What is known of their speakers, for a model that normalizes by speaker.
+
+        Returns:
+            The table of `predictions.parquet` with a column `path` besides.
+        """
+        table = rows.table([*PREDICTED, "emotion", "path"])
+        examples = Examples.from_rows(rows, self.labels, self.normalizer(known or {}))
+        names = np.array(self.labels.names)
+        answers = _columns(self.answer(examples), self.labels.names)
+        truth = pa.array(names[examples.targets.numpy()])
+        predictions = table.select(PREDICTED).append_column("emotion", truth)
+        for name, column in answers.items():
+            predictions = predictions.append_column(name, column)
+        return predictions.append_column("path", table["path"])
+
+    def predict(self, sound: str | np.ndarray, *, sample_rate: int | None = None) -> Any:
+        """Answer for one recording of any length: a file's path or URI, or its samples.
+
+        It is cut into windows as `WindowConfig` does by default. A model that normalizes by speaker takes the recording
+        for all that is known of its speaker.
+
+        Args:
+            sound: Path, URI, or mono samples `[T]` with full scale 1.
+            sample_rate: Of the samples, Hz; of a file it is known.
+
+        Returns:
+            A pandas DataFrame of one row for each window: `file channel start end emotion probability probabilities
+            entropy`, times in seconds, probabilities in the order of `labels.names`, entropy in nats. Channel 0 is the
+            mean of all. A silent window has no answer.
+
+        Raises:
+            UserError: Samples come without their rate, or a file cannot be read or is no sound.
+        """
+        if isinstance(sound, np.ndarray) and sample_rate is None:
+            raise UserError("samples come without their rate: give sample_rate, which is not guessed")
+        name = "samples" if isinstance(sound, np.ndarray) else storage.normalize(str(sound))
+        try:
+            with as_file(sound, sample_rate) if isinstance(sound, np.ndarray) else storage.open_read(name) as file:
+                hearing = Hearing(file, WindowConfig(), self.features)
+                answers_WC = answer_windows([self], hearing)
+        except (AudioError, OSError) as error:
+            raise UserError(f"{name}: {' '.join(str(error).split())}") from None
+        return tell_windows(name, hearing, answers_WC, self.labels.names).to_pandas()
+
+
+def pool_predictions(predictions: Sequence[pa.Table], labels: Sequence[str]) -> pa.Table:
+    """Return the answers of several models to the same clips as one, by `pool_answers`.
+
+    Args:
+        predictions: What `Model.predict_rows` of each gives for the same rows.
+        labels: The class names of all.
+    """
+    first = predictions[0]
+    if len(predictions) == 1:
+        return first
+    pooled_NC = pool_answers([np.stack(table["probabilities"].to_pylist()) for table in predictions])
+    for name, column in _columns(pooled_NC, labels).items():
+        first = first.set_column(first.column_names.index(name), name, column)
+    return first
+
+
+def _columns(probabilities_NC: np.ndarray, labels: Sequence[str]) -> dict[str, pa.Array]:
+    predicted = np.array(labels)[probabilities_NC.argmax(axis=1)]
+    return {
+        "predicted": pa.array(predicted),
+        "probabilities": pa.array(list(probabilities_NC), pa.list_(pa.float64())),
+    }

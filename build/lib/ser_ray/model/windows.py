@@ -1,0 +1,252 @@
+"""The windows of a recording of any length: where they lie, which of them are silent, and what is heard in them.
+
+A recording is read twice, block by block. The first time tells its peak, its channels and the level of each window,
+against the loudest of which silence is measured; the second time gives the sound of those that are not silent. So
+hours of it take no more memory than a few windows.
+
+A window is cut at the recording's own rate and resampled by itself, just as a clip is for training: it is the sound
+that `speech.audio.decode` gives for the window's start and length.
+
+Shapes: T samples, C channels, S signals (the mean of all channels, then each channel), W windows.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import between, check_settings
+from ser_ray.features.spec import Features
+from ser_ray.speech.audio import (
+    MIN_REMAINING_S,
+    NOTE_SCALED,
+    AudioError,
+    check_range,
+    integer_scale,
+    note_cancelled,
+    open_recording,
+    sounding_channel,
+    to_rate,
+)
+
+USUAL_WINDOW_S = 10.0  # Longest usual window: moods change, and networks learned from clips that are no longer.
+SILENT_DB = 40.0  # A window that is so much below the loudest one of its recording is silent.
+MEAN = 0  # Number of the signal that is the mean of all channels; channels are counted from 1.
+_CRUMB_S = 0.1  # What is left of a recording after its last window, if less, has no window of its own.
+_NO_END = 2**62
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Into which windows recordings are cut.
+
+    Attributes:
+        window_s: Length of a window, seconds; by default that of the features, at most 10 s.
+        hop_s: Distance from window to window, seconds; by default the windows' length, so that they do not overlap.
+        channels: Channels that are heard: their `mean`, each by itself (`separate`), or one by its number from 1.
+    """
+
+    window_s: float | None = between(None, 0.1, 3600, optional=True)
+    hop_s: float | None = between(None, 0.01, 3600, optional=True)
+    channels: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.channels not in ("mean", "separate") and not (self.channels.isdecimal() and int(self.channels) > 0):
+            raise UserError(f"--channels {self.channels}: choose mean, separate, or the number of a channel, from 1")
+        if self.window_s and self.hop_s and self.hop_s > self.window_s:
+            raise UserError(
+                f"--hop-s must be at most --window-s, or sound between windows is lost: got {self.hop_s:g} s between "
+                f"windows of {self.window_s:g} s"
+            )
+
+    def lengths_s(self, features: Features) -> tuple[float, float]:
+        """Return length and distance of windows, seconds.
+
+        Raises:
+            UserError: The distance is larger than the usual length.
+        """
+        usual = features.duration_s
+        window_s = self.window_s or (usual if usual and usual <= USUAL_WINDOW_S else USUAL_WINDOW_S)
+        filled = WindowConfig(window_s, self.hop_s or window_s, self.channels)
+        return filled.window_s, filled.hop_s
+
+
+class Window(NamedTuple):
+    """One window of one channel.
+
+    Attributes:
+        channel: Its number, from 1, or `MEAN`.
+        start_s: Where it begins in the file, and
+        end_s: where it ends.
+        speaks_s: How much of the recording it speaks for, seconds: up to where the next window begins.
+        silent: Whether it is digital silence, or `SILENT_DB` below the recording's loudest window.
+    """
+
+    channel: int
+    start_s: float
+    end_s: float
+    speaks_s: float
+    silent: bool
+
+
+class Hearing:
+    """A recording, or a part of one, heard through once.
+
+    Args:
+        file: Seekable binary stream, which must stay open.
+        config: Into which windows it is cut.
+        features: What is to be made of them; where the whole recording is heard, their offset is left out.
+        start_s: Where the part begins, seconds; None for the recording's beginning.
+        end_s: Where it ends; None for the recording's end.
+
+    Attributes:
+        windows: All windows, by channel and time.
+        seconds: Length of the recording, or of the part.
+        notes: What was done differently from what was asked (`speech.audio.NOTES`).
+
+    Raises:
+        AudioError: It cannot be used; the message says why.
+        OSError: It cannot be read.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        config: WindowConfig,
+        features: Features,
+        start_s: float | None = None,
+        end_s: float | None = None,
+    ) -> None:
+        self._rate_out, self._recording = features.sample_rate, open_recording(file)
+        recording = self._recording
+        recording.check_header()
+        rate = recording.rate
+        self._begin = int((start_s or 0) * rate)
+        self._stop = recording.n_frames if recording.is_exact else _NO_END
+        asked = self._stop if end_s is None else min(self._stop, int(end_s * rate))
+        if self._begin >= asked:
+            raise AudioError(f"begins at {start_s:g} s, but the recording has {recording.n_frames / rate:.2f} s")
+        self._must_reach = asked if recording.is_exact else 0
+        self._stop = asked
+        window_s, hop_s = config.lengths_s(features)
+        self._lengths = max(1, int(window_s * rate)), max(1, int(hop_s * rate))
+        self._offset = int(features.offset_s * rate) if start_s is None else 0
+        self._scale, self._signals, self.notes = 1, [], recording.notes()
+        self.windows, self.seconds = self._listen(config)
+
+    def _listen(self, config: WindowConfig) -> tuple[list[Window], float]:
+        """Read it for the first time."""
+        rate, spans, range_WS, level_WS = self._recording.rate, [], [], []
+        low_S, high_S = np.array([np.inf]), np.array([-np.inf])
+        for start, sound_TC in self._cut(self._blocks()):
+            signal_TS = np.column_stack([sound_TC.mean(axis=1), sound_TC])
+            least_S, most_S = signal_TS.min(0), signal_TS.max(0)
+            check_range(float(least_S.min()), float(most_S.max()))
+            low_S, high_S = np.minimum(low_S, least_S), np.maximum(high_S, most_S)
+            spans.append((start, start + len(sound_TC)))
+            range_WS.append(most_S - least_S)
+            level_WS.append(signal_TS.std(axis=0, dtype=np.float64))
+        if not spans:
+            raise AudioError("no samples" if not self._begin else "ends before the part that is asked for begins")
+        self._scale = integer_scale(float(max(-low_S.min(), high_S.max()))) if self._recording.is_float else 1
+        if self._scale > 1:
+            self.notes.append(NOTE_SCALED)
+        self._signals = self._choose(config, high_S - low_S)
+        columns = [column for _, column in self._signals]
+        level_WS, range_WS = np.array(level_WS)[:, columns], np.array(range_WS)[:, columns]
+        silent_WS = (range_WS == 0) | (level_WS < level_WS.max() * 10 ** (-SILENT_DB / 20))
+        edges = [self._begin, *(start for start, _ in spans[1:]), self._recording.reached]
+        windows = [
+            Window(channel, start / rate, end / rate, (edges[w + 1] - edges[w]) / rate, bool(silent_WS[w, place]))
+            for place, (channel, _) in enumerate(self._signals)
+            for w, (start, end) in enumerate(spans)
+        ]
+        return windows, (edges[-1] - edges[0]) / rate
+
+    def sounds(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the places of the windows that are not silent, by time, with their sound [T] at the features' rate.
+
+        Raises:
+            AudioError: The recording changed meanwhile.
+            OSError: It cannot be read.
+        """
+        count = len(self.windows) // len(self._signals)
+        for w, (_, sound_TC) in enumerate(self._cut(self._blocks())):
+            if w == count:
+                raise AudioError("changed while it was read")
+            for place, (_, column) in enumerate(self._signals):
+                if not self.windows[place * count + w].silent:
+                    sound_T = sound_TC.mean(axis=1) if column == MEAN else sound_TC[:, column - 1]
+                    sound_T = sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
+                    yield place * count + w, to_rate(sound_T, self._recording.rate, self._rate_out)
+
+    def close(self) -> None:
+        """Close it."""
+        self._recording.close()
+
+    def _choose(self, config: WindowConfig, range_S: np.ndarray) -> list[tuple[int, int]]:
+        """Return the number by which each signal that is heard goes, and where it stands among all."""
+        channels = self._recording.n_channels
+        if config.channels == "separate":
+            return [(channel, channel) for channel in range(1, channels + 1)]
+        if config.channels != "mean":
+            if int(config.channels) > channels:
+                there = "1 channel" if channels == 1 else f"{channels} channels"
+                raise AudioError(f"has {there}, so channel {config.channels} cannot be heard")
+            return [(int(config.channels), int(config.channels))]
+        cancelled = sounding_channel(range_S[1:], float(range_S[MEAN]))
+        if cancelled is None:
+            return [(MEAN, MEAN)]
+        self.notes.append(note_cancelled(cancelled))
+        return [(MEAN, cancelled + 1)]
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """Yield the samples [T, C] of what is heard, block by block, and see that all are there."""
+        recording = self._recording
+        try:
+            for _, block_TC in recording.blocks(self._begin, self._stop):
+                yield block_TC
+            recording.check_end()
+        except soundfile.LibsndfileError:
+            raise AudioError(f"truncated or damaged: its {recording.format} data end early") from None
+        if recording.reached < self._must_reach:
+            raise AudioError(f"truncated: its header promises {recording.n_frames / recording.rate:.2f} s")
+
+    def _cut(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the first sample's number and the samples [T, C] of each window; the last one may be shorter.
+
+        Where less than 0.5 s would be left for the last window, it slides back; the first one does so, too.
+        """
+        window, hop = self._lengths
+        least, crumb = (math.ceil(seconds * self._recording.rate) for seconds in (MIN_REMAINING_S, _CRUMB_S))
+        base, at, covered, held_TC = self._begin, self._begin + self._offset, None, None
+        for block_TC in blocks:
+            held_TC = block_TC if held_TC is None else np.concatenate([held_TC, block_TC])
+            while base + len(held_TC) >= at + window:
+                yield at, held_TC[at - base : at - base + window]
+                covered, at = at + window, at + hop
+            known = min(at, base + len(held_TC) - least) - base
+            if known > 0:
+                base, held_TC = base + known, held_TC[known:]
+        if held_TC is None:
+            return
+        end = base + len(held_TC)
+        if covered is None or end - covered >= crumb:
+            start = max(base, min(at, end - least))
+            yield start, held_TC[start - base :]
+
+
+def as_file(sound_T: np.ndarray, sample_rate: int) -> BinaryIO:
+    """Return samples, mono [T] or [T, C], as an open audio file."""
+    file = io.BytesIO()
+    soundfile.write(file, sound_T, sample_rate, format="WAV", subtype="FLOAT")
+    file.seek(0)
+    return file

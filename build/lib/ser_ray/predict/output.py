@@ -1,0 +1,148 @@
+"""The folder of answers: what is in it, and how it is begun, gone on with and finished.
+
+    OUTPUT/asked.json            what was asked for; the identity of the output
+    OUTPUT/windows/*.parquet     one row per window (`model.answers.WINDOWS_SCHEMA`)
+    OUTPUT/rejects/*.parquet     recordings that could not be used, each with its reason
+    OUTPUT/parts/*.parquet       rows of recordings.parquet, until that is written; a task that has one is done
+    OUTPUT/recordings.parquet    one row per recording and channel
+    OUTPUT/windows.csv           all windows for a spreadsheet, where that was asked for
+    OUTPUT/predict.json          accounts, and who answered; written last: an output that has it is finished
+
+The files of a task have a name drawn from its recordings, so writing them twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileType
+
+from ser_ray.base import storage
+from ser_ray.base.console import say
+from ser_ray.base.errors import UserError
+from ser_ray.store.shards import COMPRESSION, read_shard, write_parquet
+from ser_ray.store.store import differences
+
+RECORDINGS_SCHEMA = pa.schema(
+    [
+        *(("file", pa.string()), ("channel", pa.int32()), ("start", pa.float64()), ("end", pa.float64())),
+        *(("seconds", pa.float64()), ("answered_s", pa.float64()), ("silent_s", pa.float64())),
+        *(("windows", pa.int32()), ("silent_windows", pa.int32()), ("abstained_windows", pa.int32())),
+        *(("emotion", pa.string()), ("probability", pa.float64()), ("probabilities", pa.list_(pa.float64()))),
+        ("shares", pa.list_(pa.float64())),
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("reason", pa.string())]
+)
+
+
+class Output:
+    """An output at a path or URI.
+
+    Args:
+        root: Its folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def refuse_finished(self) -> None:
+        """Refuse to overwrite what is finished.
+
+        Raises:
+            UserError: The output has its accounts.
+        """
+        if storage.exists(storage.join(self.root, "predict.json")):
+            raise UserError(f"{self.root} holds finished answers; choose another --output")
+
+    def claim(self, identity: dict[str, Any], command: str) -> None:
+        """Note what the answers are for, or check that unfinished ones are for the same.
+
+        Raises:
+            UserError: The folder holds answers of another model, to other recordings or by other settings, or something
+                else.
+        """
+        path = storage.join(self.root, "asked.json")
+        if storage.exists(path):
+            if changed := differences(storage.read_json(path)["identity"], identity):
+                raise UserError(
+                    f"{self.root} holds unfinished answers that were asked for otherwise ({changed}); choose another "
+                    "--output"
+                )
+            say(f"Going on with the unfinished answers in {self.root}")
+        elif strangers := [
+            *(name for name in storage.list_names(self.root) if name != ".lock"),
+            *storage.list_names(self.root, FileType.Directory),
+        ]:
+            raise UserError(f"{self.root} holds {strangers[0]} and no answers; name a new folder as --output")
+        storage.write_json(path, {"identity": identity, "command": command})
+
+    def has(self, name: str) -> bool:
+        """Tell whether a task is done."""
+        return storage.exists(self._path("parts", name))
+
+    def done(self) -> set[str]:
+        """Return the names of all tasks that are done."""
+        return {name.removesuffix(".parquet") for name in storage.list_names(storage.join(self.root, "parts"))}
+
+    def attempts_path(self, name: str) -> str:
+        """Return the path of the note that a task began."""
+        return storage.join(self.root, "attempts", f"{name}.json")
+
+    def write(self, name: str, windows: pa.Table, recordings: pa.Table, rejects: pa.Table) -> None:
+        """Write what became of a task's recordings; that of `recordings`, written last, says that the rest is there."""
+        for folder, table in (("windows", windows), ("rejects", rejects)):
+            if table.num_rows:
+                write_parquet(self._path(folder, name), table)
+            else:  # of an attempt before
+                storage.remove(self._path(folder, name))
+        write_parquet(self._path("parts", name), recordings)
+
+    def read(self, folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the tables of some tasks in a folder, in the tasks' order."""
+        there = set(storage.list_names(storage.join(self.root, folder)))
+        for name in names:
+            if f"{name}.parquet" in there:
+                yield read_shard(self._path(folder, name), None)
+
+    def write_recordings(self, names: Sequence[str]) -> None:
+        """Write `recordings.parquet`."""
+
+        def fill(stream: BinaryIO) -> None:
+            with pq.ParquetWriter(stream, RECORDINGS_SCHEMA, **COMPRESSION) as writer:
+                for table in self.read("parts", names):
+                    writer.write_table(table)
+
+        storage.write(storage.join(self.root, "recordings.parquet"), fill)
+
+    def write_csv(self, names: Sequence[str], labels: Sequence[str]) -> None:
+        """Write `windows.csv`: the probability of each emotion in a column of its own."""
+
+        def fill(stream: BinaryIO) -> None:
+            text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+            writer = csv.writer(text)
+            plain = ["file", "channel", "start", "end", "emotion", "probability", "entropy"]
+            writer.writerow([*plain, *labels])
+            for table in self.read("windows", names):
+                for row in table.to_pylist():
+                    each = row["probabilities"] or [None] * len(labels)
+                    writer.writerow([*(row[name] for name in plain), *each])
+            text.flush()
+            text.detach()
+
+        storage.write(storage.join(self.root, "windows.csv"), fill)
+
+    def finish(self, content: dict[str, Any]) -> None:
+        """Write `predict.json` and take away what was needed until then."""
+        storage.write_json(storage.join(self.root, "predict.json"), content)
+        for folder in ("parts", "attempts"):
+            storage.remove_folder(storage.join(self.root, folder))
+
+    def _path(self, folder: str, name: str) -> str:
+        return storage.join(self.root, folder, f"{name}.parquet")

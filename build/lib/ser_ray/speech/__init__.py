@@ -1,0 +1,1 @@
+"""What a clip is: the record, emotions, sound, corpora, made speech."""

@@ -1,0 +1,160 @@
+"""The cells of a CSV or Parquet table: which column is which, and what stands in each row.
+
+Columns are known by the usual names of this field, in any case and with any separators: `File Name`, `file_name` and
+`filename` are the same. A word for nothing is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ser_ray.base import storage
+from ser_ray.base.errors import UserError
+from ser_ray.speech.corpora.files import one_line
+
+REQUIRED = ("path", "emotion", "speaker_id")
+# Names of columns without separators. Where a table has both ids and texts of sentences, the ids count.
+_NAMES = {
+    "path": "path file filename filepath audio audiofile audiofilename audiofilepath audiopath wav wavfile wavfilename "
+    "wavfilepath wavpath uri",
+    "emotion": "emotion emotions emotionlabel emotionname emotionclass label labels labelname class "
+    "classname classlabel",
+    "speaker_id": "speakerid speaker speakername spk spkid actor actorid subject subjectid client clientid "
+    "participant participantid talker talkerid",
+    "gender": "gender sex",
+    "intensity": "intensity emotionintensity emotionalintensity",
+    "sentence_id": "sentenceid textid",
+    "sentence": "sentence text transcription transcript",
+    "channel": "channel vocalchannel",
+    "corpus": "corpus corpusname",
+}
+_WORDS_FOR_NOTHING = ("nan", "NaN", "None", "NA", "N/A", "#N/A", "<NA>", "null", "Null", "-", "--", "?")
+_NOTHING = frozenset(form for word in _WORDS_FOR_NOTHING for form in (word, word.lower(), word.upper()))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is looked for in a table.
+
+    Attributes:
+        names: The usual names of each field's column, without separators, in one text.
+        required: Fields that must be there.
+        why: What else to say where one is not.
+    """
+
+    names: Mapping[str, str]
+    required: tuple[str, ...]
+    why: str = ""
+
+    def field(self, name: str) -> str | None:
+        """Return the field that a column's name stands for."""
+        bare = re.sub(r"[\W_]+", "", name).lower()
+        return next((field for field, names in self.names.items() if bare in names.split()), None)
+
+
+LABELLED = Columns(_NAMES, REQUIRED, " (without speakers no test could be on people the model has never heard)")
+UNLABELLED = Columns(
+    {
+        "path": _NAMES["path"],
+        "start": "start starts starttime startsec startseconds begin onset offset",
+        "end": "end ends endtime endsec endseconds stop",
+    },
+    ("path",),
+)
+
+
+def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table, those with nothing in them too, row by row.
+
+    As a whole, a long table would take more memory than its clips.
+
+    Args:
+        path: Absolute local path or URI of a CSV or Parquet file.
+        columns: What to look for.
+
+    Yields:
+        The texts of the fields, by default `path emotion speaker_id gender intensity sentence_id channel corpus`; empty
+        where there is no such column, or nothing in the cell.
+
+    Raises:
+        UserError: The table cannot be read, lacks a required column, or has two for one field.
+    """
+    nothing = dict.fromkeys((name for name in columns.names if name != "sentence"), "")
+    try:
+        with storage.open_read(path) as stream:
+            for row in (_csv_rows if path.lower().endswith(".csv") else _parquet_rows)(stream, path, columns):
+                cells = nothing | {field: _clean(text) for field, text in row.items()}
+                if text := cells.pop("sentence", ""):
+                    cells["sentence_id"] = cells["sentence_id"] or text
+                yield cells
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: name a folder, a CSV or Parquet table, or a URI that is") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8, which a CSV must be: save it so") from None
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as a table: {one_line(error)}") from None
+
+
+def refuse_missing(path: str, column: str, there: Sequence[str] = (), columns: Columns = LABELLED) -> UserError:
+    """Make the error that a required column is missing, or holds nothing; `there` names the columns that it has."""
+    needs = f"a table needs {', '.join(columns.required)}{columns.why}"
+    has = f"; its columns are {', '.join(there)}" if there else ""
+    return UserError(f"{path}: the column {column} is missing or empty; {needs}{has}")
+
+
+def _clean(text: str | None) -> str:
+    text = (text or "").strip()
+    return "" if text in _NOTHING else text
+
+
+def _choose_columns(path: str, names: Sequence[str], readable: Sequence[bool], columns: Columns) -> dict[str, int]:
+    """Return the place of each field's column among those that can be read as text."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        field = columns.field(name)
+        if field is None or not readable[place]:
+            continue
+        if field in places:
+            twice = f"the columns {names[places[field]]} and {name}"
+            raise UserError(f"{path} gives {field} twice, by {twice}: keep one of them")
+        places[field] = place
+    there = [name if can else f"{name} (not text)" for name, can in zip(names, readable, strict=True) if name]
+    for column in columns.required:
+        if column not in places:
+            raise refuse_missing(path, column, there, columns)
+    return places
+
+
+def _csv_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[str, str]]:
+    lines = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    rows = filter(None, lines)  # blank lines say nothing
+    header = [name.strip() for name in next(filter(any, rows), [])]
+    if len(header) == 1 and columns.field(header[0]) is None:
+        raise ValueError(f"cells must be separated by commas, its first line is {header[0]!r}")
+    places = _choose_columns(path, header, [True] * len(header), columns)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"line {lines.line_num} has {len(row)} cells, the header {len(header)}")
+        yield {field: row[place] for field, place in places.items()}
+
+
+def _parquet_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[str, str]]:
+    file = parquet.ParquetFile(stream)
+    schema = file.schema_arrow
+    places = _choose_columns(path, schema.names, [_is_plain(field.type) for field in schema], columns)
+    names = [schema.names[place] for place in places.values()]
+    for batch in file.iter_batches(1000, columns=names):
+        texts = [batch.column(name).cast(pa.string()) for name in names]
+        yield from pa.record_batch(texts, list(places)).to_pylist()
+
+
+def _is_plain(type_: pa.DataType) -> bool:
+    return not pa.types.is_nested(type_)

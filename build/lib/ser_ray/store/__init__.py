@@ -1,0 +1,1 @@
+"""Features on disk, and the pipeline that brings them there."""
