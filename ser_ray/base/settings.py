@@ -26,7 +26,7 @@ from ser_ray.base.errors import UserError
 
 Config = TypeVar("Config")
 Job = Callable[[Sequence[str]], None]  # takes the words of the command line after its own name
-_ASKED = "--flags-of"  # the one word by which `flags_of` asks a job
+_ASKED = "--offered-flags"  # the one word by which `offered_flags` asks a job
 
 
 class _Offered(Exception):
@@ -122,7 +122,7 @@ def parse_flags(
     return values
 
 
-def flags_of(job: Job) -> type:
+def offered_flags(job: Job) -> type:
     """Return the dataclass of all flags that a job offers by default, without running the job.
 
     Args:
