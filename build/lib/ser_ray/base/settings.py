@@ -26,7 +26,7 @@ from ser_ray.base.errors import UserError
 
 Config = TypeVar("Config")
 Job = Callable[[Sequence[str]], None]  # takes the words of the command line after its own name
-_ASKED = "--flags-of"  # the one word by which `flags_of` asks a job
+_ASKED = "--offered-flags"  # the one word by which `offered_flags` asks a job
 
 
 class _Offered(Exception):
@@ -51,9 +51,9 @@ def choice(default: str, *others: str) -> Any:
     return dataclasses.field(default=default, metadata={"choice": tuple(dict.fromkeys((default, *others)))})
 
 
-def fact(default: Any) -> Any:
-    """Declare what a settings dataclass finds out by itself, and so is no flag."""
-    return dataclasses.field(default=default, metadata={"fact": True})
+def fact(default: Any, *, compare: bool = True) -> Any:
+    """Declare what a settings dataclass finds out by itself, and so is no flag; `compare` is as dataclasses have it."""
+    return dataclasses.field(default=default, compare=compare, metadata={"fact": True})
 
 
 def check_settings(config: Any) -> None:
@@ -122,7 +122,7 @@ def parse_flags(
     return values
 
 
-def flags_of(job: Job) -> type:
+def offered_flags(job: Job) -> type:
     """Return the dataclass of all flags that a job offers by default, without running the job.
 
     Args:

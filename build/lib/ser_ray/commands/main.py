@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 
 import ser_ray
-from ser_ray.base.settings import Job, flags_of, run_job
+from ser_ray.base.settings import Job, offered_flags, run_job
 
 JOBS = {
     "train": "train a network on corpora, or on made speech, and test it",
@@ -46,7 +46,7 @@ def main() -> None:
     elif name == "--version":
         print(ser_ray.__version__)
     elif name == COMPLETION and words:
-        flags: dict[str, Any] = {job: flags_of(find_job(job)) for job in JOBS}
+        flags: dict[str, Any] = {job: offered_flags(find_job(job)) for job in JOBS}
         flat = (tyro.conf.OmitArgPrefixes,)
         tyro.extras.subcommand_cli_from_dict(flags, prog="ser-ray", args=[name, *words], config=flat)
     elif name in JOBS:
