@@ -18,7 +18,9 @@ from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import command_line, parse_flags, pick_config
 from ser_ray.experiment.evaluate import evaluate
+from ser_ray.experiment.together import evaluate_together
 from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.model.together import open_models
 from ser_ray.scores.comparison import compare_runs, show_comparison
 from ser_ray.scores.run_folder import RunFolder, fresh_root, read_run
 from ser_ray.scores.screen import show_scores
