@@ -38,7 +38,7 @@ def try_out(python: str) -> bool:
         programs = Path(folder) / "venv" / "bin"
         for step in (
             [python, "-m", "venv", programs.parent],
-            [programs / "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT],
+            [programs / "pip", "install", "-q", "-c", ROOT / "constraints.txt", "-e", ROOT],
             [programs / "ser-ray", "train", "--clips", "120", "--epochs", "3", "--output", "run"],
         ):
             started = time.monotonic()

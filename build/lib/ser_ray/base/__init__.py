@@ -1,1 +1,0 @@
-"""What knows nothing of speech: errors, the console, files, settings and their flags, the cluster."""

@@ -1,1 +1,0 @@
-"""What is asked: who trains, who is tested, and the runs that answer it."""

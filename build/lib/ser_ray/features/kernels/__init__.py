@@ -1,1 +1,0 @@
-"""How features are computed, in torch."""

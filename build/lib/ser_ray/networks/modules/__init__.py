@@ -1,1 +1,0 @@
-"""The networks themselves, in torch: features of clips in, one logit per emotion out."""

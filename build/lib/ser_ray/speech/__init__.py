@@ -1,1 +1,0 @@
-"""What a clip is: the record, emotions, sound, corpora, made speech."""

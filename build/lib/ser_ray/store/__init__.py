@@ -1,1 +1,0 @@
-"""Features on disk, and the pipeline that brings them there."""
