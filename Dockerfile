@@ -1,5 +1,5 @@
 # The image of cluster.yaml and docs/rayjob.yaml, for CPU and GPU nodes alike: torch brings its own CUDA libraries.
-#   docker build -t REGISTRY/ser-ray:0.1.0 . && docker push REGISTRY/ser-ray:0.1.0
+#   docker build -t REGISTRY/ser-ray:0.2.0 . && docker push REGISTRY/ser-ray:0.2.0
 FROM python:3.11-slim-bookworm
 
 # rsync and ssh for `ray up`, wget for Kubernetes' probes, procps for Ray.

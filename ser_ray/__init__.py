@@ -9,9 +9,23 @@ costs nothing: neither torch nor Ray.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # what type checkers and editors see of the public names
+    from ser_ray.base.cluster import connect as connect
+    from ser_ray.experiment.evaluate import evaluate as evaluate
+    from ser_ray.experiment.experiment import Experiment as Experiment
+    from ser_ray.experiment.run import run as run
+    from ser_ray.model.files import load_model
+    from ser_ray.model.model import Model as Model
+    from ser_ray.registration import register as register
+    from ser_ray.speech.corpora import discover as discover
+    from ser_ray.store.pipeline import featurize as featurize
+    from ser_ray.store.store import Store as Store
+
+    load = load_model
+
+__version__ = "0.2.0"
 
 # Ray reads these when it is first imported. Without a cluster's address Ray starts one on this machine; the first
 # setting, named for other systems, keeps that one on the loopback interface on Linux too. The second keeps it quiet
@@ -28,6 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
+    value: Any
     if name == "discover":
         from ser_ray.speech.corpora import discover as value
     elif name == "connect":

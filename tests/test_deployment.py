@@ -9,6 +9,7 @@ import ray
 import yaml
 
 import ser_ray
+from ser_ray.commands.train import _Flags
 from ser_ray.experiment.flags import parse_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +62,7 @@ def test_the_rayjob_is_the_main_job_on_a_closed_cluster(job):
     assert spec["enableInTreeAutoscaling"] and job["spec"]["shutdownAfterJobFinishes"]
     python, script, *flags = shlex.split(job["spec"]["entrypoint"])
     assert (python, script) == ("python", "/home/ray/ser_ray/jobs/train.py")
-    wish = parse_experiment([*flags], "", _train_flags())
+    wish = parse_experiment([*flags], "", _Flags)
     assert (wish.compute.device, wish.compute.num_workers) == ("cuda", "4")
     assert all(wish.values[name].startswith("s3://") for name in ("store", "output"))
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
@@ -86,12 +87,3 @@ def test_one_image_serves_both(cluster):
 def test_ray_is_one_version_everywhere(job):
     pinned = re.search(r"^ray(?:\[.*\])?==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned[1] == job["spec"]["rayClusterSpec"]["rayVersion"]
-
-
-def _train_flags():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("train", ROOT / "jobs" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Flags

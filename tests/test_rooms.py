@@ -31,6 +31,7 @@ LEFT_OF = {
     "predict": {"base", "speech", "features", "store", "networks", "model", "scores"},
     "experiment": {"base", "speech", "features", "store", "networks", "model", "training", "scores"},
     "search": {"base", "speech", "features", "store", "networks", "model", "training", "scores", "experiment"},
+    "commands": {"base", "features", "store", "model", "scores", "predict", "experiment", "search"},
 }
 MOST_PARAMETERS, MOST_LINES = 6, 60
 LONG = {}  # functions that are longer or take more, by room and name, each with a reason

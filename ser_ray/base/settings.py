@@ -10,8 +10,10 @@ import dataclasses
 import gc
 import math
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import docstring_parser
@@ -23,6 +25,12 @@ from ser_ray.base.console import write_anywhere
 from ser_ray.base.errors import UserError
 
 Config = TypeVar("Config")
+Job = Callable[[Sequence[str]], None]  # takes the words of the command line after its own name
+_ASKED = "--offered-flags"  # the one word by which `offered_flags` asks a job
+
+
+class _Offered(Exception):
+    """Carries the flags that a job offers to whoever asked for them."""
 
 
 def between(default: Any, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False) -> Any:
@@ -74,6 +82,7 @@ def parse_flags(
     *configs: type,
     defaults: dict[str, Any] | None = None,
     without: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str | type]] | None = None,
 ) -> dict[str, Any]:
     """Read flags for the fields of some config dataclasses.
 
@@ -87,6 +96,8 @@ def parse_flags(
         *configs: Dataclasses with an `Attributes` section, the help of their flags.
         defaults: Values, by field name, that differ from those in the dataclasses.
         without: Names of fields that get no flag.
+        groups: How `--help` groups flags: titles, in order, each with names of fields, or dataclasses for all of
+            theirs; the first that names a flag has it. Flags that none names stand in a last group.
 
     Returns:
         Values by field name.
@@ -99,11 +110,38 @@ def parse_flags(
     fields: dict[str, tuple[Any, Any]] = {}
     for config in configs:
         _collect(config, fields, defaults or {}, without)
-    flags = dataclasses.make_dataclass(
-        "Flags", [(name, type_, dataclasses.field(default=default)) for name, (type_, default) in fields.items()]
-    )
+    flags = _grouped(fields, groups or {})
+    if list(argv) == [_ASKED]:
+        raise _Offered(flags)
     words = [*_config_words(peek_flag(argv, "config"), set(fields)), *argv]
-    return vars(tyro.cli(flags, args=words, description=description))
+    name = shlex.join(["ser-ray", *sys.argv[1:2]]) if _is_ser_ray() else None
+    parsed = tyro.cli(flags, prog=name, args=words, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    values: dict[str, Any] = {}
+    for name, value in vars(parsed).items():
+        values |= {name: value} if name in fields else vars(value)
+    return values
+
+
+def offered_flags(job: Job) -> type:
+    """Return the dataclass of all flags that a job offers by default, without running the job.
+
+    Args:
+        job: It must parse its flags, by `parse_flags`, before anything else.
+    """
+    try:
+        job([_ASKED])
+    except _Offered as offered:
+        return offered.args[0]
+    raise TypeError("this job parses no flags")
+
+
+def command_line() -> str:
+    """Return the command that this process runs, as one would give it again."""
+    return shlex.join([*(["ser-ray"] if _is_ser_ray() else ["python", sys.argv[0]]), *sys.argv[1:]])
+
+
+def _is_ser_ray() -> bool:
+    return PurePath(sys.argv[0]).stem == "ser-ray"
 
 
 def pick_config(config: type[Config], values: dict[str, Any]) -> Config:
@@ -111,7 +149,7 @@ def pick_config(config: type[Config], values: dict[str, Any]) -> Config:
     given = {}
     for name, hint in _hints(config).items():
         if dataclasses.is_dataclass(hint):
-            given[name] = pick_config(hint, values)
+            given[name] = pick_config(hint, values)  # type: ignore[arg-type]
         elif name in values:
             given[name] = values[name]
     return config(**given)
@@ -127,11 +165,16 @@ def peek_flag(argv: Sequence[str], flag: str) -> str | None:
     return str(_read_config(config)[flag]) if config and flag in _read_config(config) else None
 
 
-def run_job(job: Callable[[Sequence[str]], None]) -> None:
-    """Run a job with the words of the command line; a user's mistake becomes one line and exit code 2."""
+def run_job(job: Job, words: Sequence[str] | None = None) -> None:
+    """Run a job; a user's mistake becomes one line and exit code 2.
+
+    Args:
+        job: The job.
+        words: What it is given; None for the words of the command line.
+    """
     write_anywhere()
     try:
-        job(sys.argv[1:])
+        job(sys.argv[1:] if words is None else words)
     except UserError as error:
         print(f"{error}", file=sys.stderr)
         sys.exit(2)
@@ -145,15 +188,13 @@ def run_job(job: Callable[[Sequence[str]], None]) -> None:
         gc.freeze()  # or Python looks through all of torch for garbage once more before it ends, which takes a second
 
 
-def _hints(config: type) -> dict[str, Any]:
+def _hints(config: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name."""
     hints = get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
-def _collect(
-    config: type, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]
-) -> None:
+def _collect(config: Any, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]) -> None:
     """Add type and default of each flag that a dataclass asks for, in order."""
     texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
@@ -164,6 +205,33 @@ def _collect(
             fields[name] = Annotated[hint, tyro.conf.arg(help=texts[name])], defaults.get(name, usual[name])
     for hint in filter(dataclasses.is_dataclass, hints.values()):
         _collect(hint, fields, defaults, without)
+
+
+def _grouped(fields: dict[str, tuple[Any, Any]], groups: Mapping[str, Sequence[str | type]]) -> type:
+    """Make the dataclass that tyro is given: one whose fields are groups of flags, or flags where there is no group."""
+    left, parts = dict(fields), {}
+    for title, members in groups.items():
+        names = [name for one in members for name in ([one] if isinstance(one, str) else _names(one))]
+        parts[title] = {name: left.pop(name) for name in names if name in left}
+    if groups:
+        parts["other"], left = left, {}
+    inner = {title: _make(part) for title, part in parts.items() if part}
+    named = {
+        f"group_{title.replace(' ', '_')}": (Annotated[part, tyro.conf.arg(name=title, help="")], part())
+        for title, part in inner.items()
+    }
+    return _make({**left, **named})
+
+
+def _make(fields: dict[str, tuple[Any, Any]]) -> type:
+    made = [(name, type_, dataclasses.field(default=default)) for name, (type_, default) in fields.items()]
+    return dataclasses.make_dataclass("Flags", made, frozen=True, namespace={"__doc__": ""})
+
+
+def _names(config: Any) -> list[str]:
+    """Return the names of a dataclass's fields, and of those of dataclasses in them."""
+    hints = _hints(config).items()
+    return [one for name, hint in hints for one in (_names(hint) if dataclasses.is_dataclass(hint) else [name])]
 
 
 def _refuse_repeated(argv: Sequence[str]) -> None:

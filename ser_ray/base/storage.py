@@ -104,7 +104,7 @@ def read_json(path: str) -> Any:
         return json.loads(stream.read())
 
 
-def write(path: str, fill: Callable[[BinaryIO], None]) -> None:
+def write(path: str, fill: Callable[[BinaryIO], Any]) -> None:
     """Write a file atomically, making its folder first.
 
     Args:

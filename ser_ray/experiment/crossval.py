@@ -54,9 +54,9 @@ def cross_validate(
     identity["split"]["fold"] = "all"
     folder.claim(identity)
     todo = [fold for fold, one in enumerate(folders) if not one.is_finished]
-    for one in (one for fold, one in enumerate(folders) if fold not in todo):
-        if changed := differences(read_run(one.root)[0]["config"], identity, without=("fold",)):
-            raise UserError(f"{one.root} was run with other settings ({changed}); choose another --output")
+    for done in (one for fold, one in enumerate(folders) if fold not in todo):
+        if changed := differences(read_run(done.root)[0]["config"], identity, without=("fold",)):
+            raise UserError(f"{done.root} was run with other settings ({changed}); choose another --output")
     share = max(1, min(len(todo), _side_by_side(compute)))
     say(f"{len(folders)} folds, {len(todo)} to do, {share} at a time")
     if todo:
@@ -69,8 +69,8 @@ def _run_folds(rows: Rows, experiment: Experiment, folders: dict[int, RunFolder]
     known = listen(rows) if experiment.speaker_norm else None
     plans = []
     for fold, folder in folders.items():
-        one = replace(experiment, split=replace(experiment.split, fold=fold))
-        plans.append(plan_run(rows, one, folder, known, {"fold": fold}))
+        asked = replace(experiment, split=replace(experiment.split, fold=fold))
+        plans.append(plan_run(rows, asked, folder, known, {"fold": fold}))
     owners = [(plan, k) for plan in plans for k in range(len(plan.tasks))]
     fitted: list[dict[int, Fitted]] = [{} for _ in plans]
     tasks = [plan.tasks[k] for plan, k in owners]

@@ -24,6 +24,11 @@ from ser_ray.store.pipeline import featurize, find_and_connect
 from ser_ray.store.store import Store
 from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
 
+GROUPS: dict[str, tuple[Any, ...]] = {  # how `--help` begins; groups that hang on the network follow
+    "most used": ("data", "output", "model", "corpus", "epochs"),
+    "data": ("store", "clips", "labels", "protocol", "fold", "num_folds"),
+}
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -78,13 +83,22 @@ def parse_experiment(argv: Sequence[str], description: str, *configs: type, with
     network = find_network(peek_flag(argv, "model") or DEFAULT_NETWORK)
     features = find_features(network.features)
     changes = (FrameAugmentConfig,) if network.changes_frames else ()
-    nested = ("split", "network", "train", "changes", "features")
+    nested: tuple[str, ...] = ("split", "network", "train", "changes", "features")
     if not network.takes_speaker_norm:
         nested += ("speaker_norm",)
     offered = (*configs, _Model, Experiment, SplitConfig, network, TrainConfig, *changes, Compute, FeaturizeConfig)
     _refuse_others(argv, network, {field.name for config in (*offered, features) for field in fields(config)})
     usual = vars(TrainConfig.usual(network))
-    values = parse_flags(argv, description, *offered, features, defaults=usual, without=(*nested, *without))
+    groups: dict[str, tuple[Any, ...]] = {
+        **GROUPS,
+        "features": (FeaturizeConfig, features),
+        "network": ("speaker_norm", "members", "start_from", network),
+        "training": (TrainConfig, FrameAugmentConfig),
+        "search": ("space", "resume", *configs[1:]),
+        "where to run": (Compute, "verbose", "config", "embed_audio"),
+    }
+    without = (*nested, *without)
+    values = parse_flags(argv, description, *offered, features, defaults=usual, without=without, groups=groups)
     fold = values["fold"]
     if fold != "all" and not str(fold).isdecimal():
         raise UserError(f"--fold {fold}: give a number from 0, or all")
@@ -105,7 +119,7 @@ def parse_experiment(argv: Sequence[str], description: str, *configs: type, with
     return Wish(experiment, compute, recipe, values["data"], values["store"], **rest, values=values)
 
 
-def _refuse_others(argv: Sequence[str], network: type, offered: set[str]) -> None:
+def _refuse_others(argv: Sequence[str], network: Any, offered: set[str]) -> None:
     """Refuse flags of another network in one line.
 
     Raises:
@@ -137,7 +151,7 @@ def open_store(wish: Wish) -> Store:
         wish.recipe.identity()  # features that cannot be made shall be refused now
     if not data and not wish.store:
         say("No --data: made speech.")
-        data = made.write_speech(f"data/made-{wish.clips}", wish.clips)
+        data = tuple(made.write_speech(f"data/made-{wish.clips}", wish.clips))
     if not data:
         connect(wish.verbose)
         return Store(storage.normalize(wish.store))

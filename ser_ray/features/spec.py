@@ -23,7 +23,7 @@ from ser_ray.features.log_mel import LogMel
 from ser_ray.features.summary import Summary
 from ser_ray.features.waveform import Waveform
 
-FEATURES: tuple[type, ...] = (Summary, LogMel, Waveform, Encoder)
+FEATURES: tuple[Any, ...] = (Summary, LogMel, Waveform, Encoder)
 _OF_ALL_KINDS = {"n_fft", "hop_length", "n_mels", "n_mfcc", "chroma_tuning"}  # which stores once named, used or not
 
 
@@ -62,6 +62,7 @@ class Features(Protocol):
         duration_s: Length of the window, seconds; None for the rest of the clip.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
     version: ClassVar[int]
     augment: ClassVar[tuple[str, ...]]
@@ -76,7 +77,7 @@ class Features(Protocol):
         """Make what computes them; here torch may be imported."""
 
 
-def find_features(name: str) -> type:
+def find_features(name: str) -> Any:
     """Return the kind of features of a name.
 
     Raises:

@@ -17,7 +17,7 @@ from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.networks.probe import ProbeSpec
 from ser_ray.networks.space import Space
 
-NETWORKS: tuple[type, ...] = (LogMelResNetSpec, Cnn1dSpec, ProbeSpec)
+NETWORKS: tuple[Any, ...] = (LogMelResNetSpec, Cnn1dSpec, ProbeSpec)
 DEFAULT_NETWORK = "log_mel_resnet"
 
 
@@ -37,6 +37,7 @@ class NetworkSpec(Protocol):
         takes_speaker_norm: Whether its features may be normalized by speaker.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
     features: ClassVar[str]
     training: ClassVar[dict[str, Any]]
@@ -59,7 +60,7 @@ class NetworkSpec(Protocol):
         """
 
 
-def find_network(name: str) -> type:
+def find_network(name: str) -> Any:
     """Return the network of a name.
 
     Raises:

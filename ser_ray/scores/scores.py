@@ -10,7 +10,7 @@ from typing import Any
 from ser_ray import __version__
 
 MADE_SPEECH = "These scores are for made speech: they show that everything runs, and say nothing about people."
-_VERSIONED = ("ray", "torch", "numpy", "scikit-learn", "librosa", "pyarrow")
+_VERSIONED = ("ray", "torch", "numpy", "scikit-learn", "soundfile", "pyarrow")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ then the best settings are trained once more and tested once.
     RUN/trials/*.json     each trial that ended: settings, learning curve, how it ended; `resume` reads these
     RUN/ray/              Ray Tune's own files, TensorBoard's among them
     RUN/trials.parquet    all trials
-    RUN/best.json         the best settings, as `jobs/train.py --config` takes them
+    RUN/best.json         the best settings, as `ser-ray train --config` takes them
     RUN/best/             the run that trained and tested them
     RUN/report.html       the search in pictures
 """

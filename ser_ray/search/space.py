@@ -93,7 +93,7 @@ def _type_of(experiment: Experiment, name: str) -> str:
 
 
 def _domain(wish: Any, type_: str) -> Range | tuple[Any, ...]:
-    number = {"int": _whole, "float": float}.get(type_)
+    number: Any = {"int": _whole, "float": float}.get(type_)
     if isinstance(wish, list) and wish:
         return tuple(map(number, wish)) if number else tuple(wish)
     if not isinstance(wish, dict) or not {"low", "high"} <= set(wish) <= {"low", "high", "log"}:

@@ -259,7 +259,7 @@ def _measure(file: BinaryIO, dialect: _Dialect, data: _Chunk, end: int, layout: 
     if not empty and not unknown and data.size <= present:
         return layout
     counted = present + (dialect.name + width if dialect.counts_header else 0)
-    patches = ((data.field, struct.pack(form, min(counted, _LARGEST_SIZE[width]))),)
+    patches: tuple[tuple[int, bytes], ...] = ((data.field, struct.pack(form, min(counted, _LARGEST_SIZE[width]))),)
     if data.name == b"ds64":
         patches += ((data.body - 4, b"\xff" * 4),)
     # Some recorders write the file's size there, or the size without the first 8 bytes, as RIFF's own field holds it.
@@ -307,7 +307,7 @@ def _end_ogg(file: BinaryIO, start: int, end: int) -> tuple[tuple[int, bytes], .
     return ((first + place, bytes(ended[:26])),)
 
 
-def _checksum(page: bytes) -> int:
+def _checksum(page: bytes | bytearray) -> int:
     """Return the CRC-32 of an Ogg page: polynomial 04C11DB7, no reflection, from 0."""
     table = []
     for byte in range(256):

@@ -65,7 +65,7 @@ def _ravdess() -> Iterator[str]:
         if code == 0 and take >= 4:  # neutral is never spoken strongly
             continue
         strong = code > 0 and (take // 4 + speaker // 2) % 2
-        fields = ("03", "01", code + 1, strong + 1, take % 2 + 1, take // 2 % 2 + 1, speaker + 1)
+        fields: tuple[Any, ...] = ("03", "01", code + 1, strong + 1, take % 2 + 1, take // 2 % 2 + 1, speaker + 1)
         yield f"Actor_{speaker + 1:02}/{'-'.join(f'{field:02}' for field in map(int, fields))}.wav"
 
 
@@ -121,6 +121,10 @@ def clip_at(index: int) -> Utterance:
     )
 
 
+def _copy(wav: io.BytesIO, stream: BinaryIO) -> None:
+    stream.write(wav.getbuffer())
+
+
 def _write_clips(root: str, seed: int, indices: range) -> None:
     """Write the clips that are not there yet; whole files only, so what is there is complete."""
     for clip in map(clip_at, indices):
@@ -131,7 +135,7 @@ def _write_clips(root: str, seed: int, indices: range) -> None:
         with wave.open(wav, "wb") as writer:
             writer.setparams((1, 2, SETTINGS[clip.corpus].sample_rate, 0, "NONE", ""))
             writer.writeframes(waveform(clip, seed).tobytes())
-        storage.write(path, lambda stream, wav=wav: stream.write(wav.getbuffer()))
+        storage.write(path, partial(_copy, wav))
 
 
 def _write_table(path: str, indices: range) -> None:
@@ -206,7 +210,7 @@ def write_speech(root: str, clips: int = 480, seed: int = 0, processes: int | No
     processes = max(1, min(processes, len(chunks)))
     work = partial(_write_clips, root, seed)
     with ExitStack() as stack:
-        run = map
+        run: Any = map
         if processes > 1:
             # Spawned, because forking a process that already runs threads (torch, Ray) may hang.
             spawn = multiprocessing.get_context("spawn")

@@ -64,9 +64,9 @@ REJECT_SCHEMA = pa.schema([(field.name, pa.string()) for field in fields(Reject)
 
 def to_table(records: Iterable[Utterance] | Iterable[Reject], schema: pa.Schema = UTTERANCE_SCHEMA) -> pa.Table:
     """Turn records into an Arrow table of `schema` (`UTTERANCE_SCHEMA` or `REJECT_SCHEMA`)."""
-    records = list(records)
+    rows: list[Utterance | Reject] = list(records)
     return pa.table(
-        {field.name: pa.array([getattr(r, field.name) for r in records], field.type) for field in schema}, schema
+        {field.name: pa.array([getattr(r, field.name) for r in rows], field.type) for field in schema}, schema
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from importlib.metadata import version
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -146,7 +147,7 @@ def _count(manifest: Manifest, featurized: Counter[str], rejected: Counter[str])
         RuntimeError: A clip is missing or counted twice.
     """
     parts = [featurized, rejected, Counter(record.corpus for record in manifest.duplicates)]
-    records = [*manifest.utterances, *manifest.rejects, *manifest.duplicates]
+    records: list[Any] = [*manifest.utterances, *manifest.rejects, *manifest.duplicates]
     counts = {
         corpus: {"found": found, **dict(zip(ACCOUNTS, (part[corpus] for part in parts), strict=True))}
         for corpus, found in sorted(Counter(record.corpus for record in records).items())

@@ -88,7 +88,7 @@ class Rows:
 
     def find(self, others: Rows) -> np.ndarray:
         """Return where some of these rows stand among these, which are in the numbering's order."""
-        return np.searchsorted(self.index_N, others.index_N)
+        return np.asarray(np.searchsorted(self.index_N, others.index_N))
 
     @property
     def recipe(self) -> FeaturizeConfig:
@@ -174,11 +174,11 @@ def open_rows(store: Store) -> Rows:
     """
     info = store.info()
     if info is None or not info["complete"]:
-        raise UserError(f"{store.root} is not a finished feature store; run jobs/featurize.py --data ... first")
+        raise UserError(f"{store.root} is not a finished feature store; run ser-ray featurize --data ... first")
     store.recipe()
     shards = store.shards()
     if not shards:
-        raise UserError(f"the store {store.root} holds no rows; run jobs/featurize.py --data ... first")
+        raise UserError(f"the store {store.root} holds no rows; run ser-ray featurize --data ... first")
     tables = [read_shard(path, METADATA) for path in shards]
     counts = [table.num_rows for table in tables]
     shard_R = np.repeat(np.arange(len(shards)), counts)

@@ -190,7 +190,7 @@ class Store:
         """
         tables = [read_shard(path, columns) for path in self.shards()]
         if not tables:
-            raise UserError(f"the store {self.root} holds no rows; run jobs/featurize.py --data ... first")
+            raise UserError(f"the store {self.root} holds no rows; run ser-ray featurize --data ... first")
         table = pa.concat_tables(tables)
         if augmentation:
             table = table.filter(pc.equal(table.column("augmentation"), augmentation))

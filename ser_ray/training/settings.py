@@ -51,7 +51,7 @@ class TrainConfig:
         check_settings(self)
 
     @classmethod
-    def usual(cls, network: NetworkSpec | type, **changes: Any) -> TrainConfig:
+    def usual(cls, network: NetworkSpec | type[NetworkSpec], **changes: Any) -> TrainConfig:
         """Return the usual settings of a network's training, with changes by field name."""
         return cls(**{**network.training, **changes})
 

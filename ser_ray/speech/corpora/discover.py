@@ -53,7 +53,8 @@ def discover(
     found, manifest.rejects = read_tables(tables, taken)
     if len(tables) > 1 and (warning := equal_speakers(found)):
         say(warning)
-    search = _Search(corpora, {record.path for record in [*found, *manifest.rejects]})
+    seen = {clip.path for clip in found} | {reject.path for reject in manifest.rejects}
+    search = _Search(corpora, seen)
     for root in folders:
         utterances, rejects = search.look_below(root)
         found += utterances
@@ -61,7 +62,8 @@ def discover(
     found.sort(key=attrgetter("path"))
     drop_copies(found, hash_files(found), manifest)
     manifest.rejects.sort(key=attrgetter("path"))
-    holders = {record.path.rpartition("/")[0] for record in [*manifest.utterances, *manifest.duplicates]}
+    kept = [clip.path for clip in manifest.utterances] + [copy.path for copy in manifest.duplicates]
+    holders = {path.rpartition("/")[0] for path in kept}
     manifest.made_speech = find_made_speech(holders, search.unmarked)
     return manifest
 

@@ -137,7 +137,7 @@ class FileLookup:
             try:
                 names = self._list(bucket, folder) if bucket else os.listdir(folder)
             except (OSError, UserError):  # a folder above what the table may read
-                names = ()
+                names = []
             self._spellings[bucket, folder] = {unicodedata.normalize("NFC", name): name for name in names}
         return self._spellings[bucket, folder]
 

@@ -1,0 +1,63 @@
+r"""Turn corpora of emotional speech into a feature store.
+
+    ser-ray featurize --data ~/corpora            # log-mel frames of every clip
+    ser-ray featurize --data ~/corpora --features summary --augment none noise
+    ray job submit --working-dir . -- python jobs/featurize.py \
+        --data s3://bucket/corpora --store s3://bucket/store
+
+Killed and started again, it goes on where it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ser_ray.base.console import say
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, peek_flag, pick_config
+from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.spec import find_features
+from ser_ray.store.pipeline import featurize, find_and_connect
+
+GROUPS = {
+    "most used": ("data", "store", "features", "augment", "device"),
+    "where to run": ("verbose", "config"),
+}
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """Flags of this job alone.
+
+    Attributes:
+        features: Kind of features: `summary` (162 means over frames), `log_mel` (frames × bands, dB), or `waveform`
+            (16-bit samples), or `encoder` (states of a pretrained speech encoder).
+        data: Folders, URIs or tables (CSV, Parquet) that hold corpora.
+        store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
+        device: `cpu`; `cuda` for all GPUs, with CPUs that read for them; or `auto`: GPUs, where there are any, for an
+            encoder, and else CPUs.
+        verbose: Show Ray's own log lines.
+        config: YAML or JSON file of flags and values; flags beat it.
+    """
+
+    features: str = "log_mel"
+    data: tuple[str, ...] = ()
+    store: str | None = None
+    device: str = "auto"
+    verbose: bool = False
+    config: str | None = None
+
+
+def featurize_job(argv: Sequence[str]) -> None:
+    """Parse flags, featurize, say where the store is."""
+    kind = find_features(peek_flag(argv, "features") or _Flags.features)
+    values = parse_flags(
+        argv, __doc__, _Flags, FeaturizeConfig, kind, groups={**GROUPS, "features": (FeaturizeConfig, kind)}
+    )
+    flags = pick_config(_Flags, values)
+    if not flags.data:
+        raise UserError("--data is missing: name the folders that hold your corpora")
+    recipe = FeaturizeConfig(pick_config(kind, values), values["augment"], values["seed"])
+    recipe.identity()  # features that cannot be made are refused now
+    manifest = find_and_connect(flags.data, flags.verbose)
+    store = featurize(manifest, recipe, flags.store, flags.device)
+    say(f"Store: {store.root}")
