@@ -27,7 +27,7 @@ class Flags:
             (16-bit samples), or `encoder` (states of a pretrained speech encoder).
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
-        device: `cpu`, or `cuda` for one GPU per task.
+        device: `cpu`, or, for encoders, `cuda`: one GPU per task.
         verbose: Show Ray's own log lines.
         config: YAML or JSON file of flags and values; flags beat it.
     """

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-import docstring_parser
-import tyro
 import yaml
 
 from ser_ray.base import storage
@@ -95,6 +93,8 @@ def parse_flags(
         UserError: A flag is given twice, or the config file is not usable.
         SystemExit: tyro refuses a flag (code 2) or has printed the help (code 0).
     """
+    import tyro  # here, since workers have settings but no flags
+
     _refuse_repeated(argv)
     fields: dict[str, tuple[Any, Any]] = {}
     for config in configs:
@@ -155,6 +155,9 @@ def _collect(
     config: type, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]
 ) -> None:
     """Add type and default of each flag that a dataclass asks for, in order."""
+    import docstring_parser
+    import tyro
+
     texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     facts = {field.name for field in dataclasses.fields(config) if field.metadata.get("fact")}

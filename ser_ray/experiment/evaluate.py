@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def evaluate(models: Sequence[Model], store: Store, folder: RunFolder) -> dict[s
         "features": everything.source.info["features"],
     }
     folder.claim(identity)
+    models = [replace(model, device="auto") for model in models]
     rows, excluded = _choose_unheard(everything, models)
     speakers, normed = rows.values("speaker_id"), any(model.speaker_norm for model in models)
     known = listen(everything.take(everything.among("speaker_id", speakers))) if normed else {}

@@ -70,18 +70,20 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
         manifest: The clips, and the roots they lie under.
         config: Features and augmentation.
         store_root: The store's folder or URI; None names it after the settings and the manifest's roots.
-        device: `cpu`, one thread per task, or `cuda`, one GPU per actor.
+        device: `cpu`, one thread per task, or `cuda`, one GPU per actor, for features that gain by it.
 
     Returns:
         The complete store.
 
     Raises:
-        UserError: No such device, no usable clip, a store of other settings or one that cannot be written or is not
-            shared by all nodes, or workers that keep dying.
+        UserError: No such device, or not for such features; no usable clip, a store of other settings or one that
+            cannot be written or is not shared by all nodes, or workers that keep dying.
         RuntimeError: The accounts do not add up.
     """
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: choose cpu or cuda")
+    if device == "cuda" and getattr(config.features, "cpu_only", False):
+        raise UserError(f"--device cuda: CPUs make {config.features.name} features faster; leave it out")
     show_table("Corpora", [row._asdict() for row in audit(manifest)])
     root = storage.normalize(store_root) if store_root else find_store(config, manifest)
     try:
