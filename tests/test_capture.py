@@ -53,7 +53,7 @@ class TapeRecorder:
     def __init__(self):
         self.recorded = self.replayed = 0
 
-    def run(self, step):
+    def run(self, step, watch):
         return step()
 
     def record(self, step):

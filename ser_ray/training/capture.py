@@ -23,14 +23,14 @@ WARM_UP = 3  # Steps of each size that are taken as usual first, in which librar
 Take = Callable[[Examples, Tensor, Tensor | int], Tensor]  # from rows, indices of a batch and epoch to the loss
 
 
-class Recorder(Protocol):
+class StepRecorder(Protocol):
     """What takes steps and records them."""
 
-    def run(self, step: Callable[[], Tensor]) -> Tensor:
+    def run(self, step: Callable[[], Tensor], watch: bool) -> Tensor:
         """Take a step as usual.
 
         Raises:
-            WaitsError: It was taken, and waited for the device meanwhile.
+            WaitsError: It was to be watched, and waited for the device; it was taken all the same.
         """
 
     def record(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -69,7 +69,7 @@ class Captured:
         refusal: Why steps are taken as usual after all; empty where they are captured.
     """
 
-    def __init__(self, take: Take, recorder: Recorder | None = None) -> None:
+    def __init__(self, take: Take, recorder: StepRecorder | None = None) -> None:
         self.take, self.recorder, self.refusal = take, recorder or GraphRecorder(), ""
         self._examples: Examples | None = None
         self._epoch: Tensor | None = None
@@ -98,7 +98,8 @@ class Captured:
             if size.replay:
                 return size.replay()
             size.taken += 1
-            return self.recorder.run(lambda: self.take(examples, size.index_B, self._epoch))
+            last = size.taken == WARM_UP  # what is made ready in the first steps may wait for the device
+            return self.recorder.run(lambda: self.take(examples, size.index_B, self._epoch), last)
         except WaitsError as wait:
             self.refusal = str(wait)
             return wait.loss
@@ -115,19 +116,20 @@ class GraphRecorder:
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
 
-    def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """Take a step on the stream on which it will be captured, and find out whether it waits for the device."""
+    def run(self, step: Callable[[], Tensor], watch: bool) -> Tensor:
+        """Take a step on the stream on which it will be captured."""
         usual, mode = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
         self.stream.wait_stream(usual)
         with torch.cuda.stream(self.stream), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
+            torch.cuda.set_sync_debug_mode("warn" if watch else mode)
             try:
                 loss = step()
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         usual.wait_stream(self.stream)
-        if waits := [str(each.message) for each in caught if "synchroniz" in str(each.message)]:
+        waits = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
+        if watch and waits:
             raise WaitsError(waits[0].partition("(")[0].strip(), loss)
         return loss
 
