@@ -66,7 +66,7 @@ def train(task: Task, place: Place, tell: Tell, shared: worker_rows.Shared | Non
     Args:
         task: What to train.
         place: Where.
-        tell: Called with the metrics of each epoch as it ends, in this process; on Ray Train, in a thread of it.
+        tell: Called with the metrics of each epoch as it ends, in this process.
         shared: Rows that were read already, with those of the task among them, normalized by its speakers.
 
     Raises:
@@ -86,7 +86,7 @@ def train_many(
     """Train several networks on rows that they share, such as members, folds, or what a trial is judged on.
 
     Args:
-        tasks: What to train. Those that normalize by the same speakers share their rows, and their workers.
+        tasks: What to train. Those of the same labels that normalize by the same speakers share rows and workers.
         place: Where each of them trains.
         tell: Called with the metrics of each epoch of any of them.
         shared: Rows that were read already, with those of all tasks among them, normalized by the speakers of all.
@@ -130,9 +130,10 @@ def train_many(
 
 def _deal(tasks: Sequence[Task], place: Place, shared: worker_rows.Shared | None, at_once: int) -> Iterator[_Start]:
     """Deal trainings to workers that share their rows; rows that no later ones need leave memory."""
-    groups: dict[int, list[tuple[int, Task]]] = {}
+    groups: dict[Any, list[tuple[int, Task]]] = {}
     for number, task in enumerate(tasks):
-        groups.setdefault(0 if shared else id(task.speakers), []).append((number, task))
+        alike = None if shared else (id(task.speakers), task.method.labels)
+        groups.setdefault(alike, []).append((number, task))
     for group in groups.values():
         rows = shared or _share([task for _, task in group], place)
         if rows is None:  # streamed

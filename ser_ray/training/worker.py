@@ -90,7 +90,10 @@ class _Driver:
         self.board, self.is_gone = board, False
 
     def tell(self, note: dict[str, Any]) -> None:
-        self.is_gone = not ray.get(self.board.add.remote(note))
+        try:
+            self.is_gone = not ray.get(self.board.add.remote(note))
+        except ray.exceptions.RayActorError:  # the board went with its driver
+            self.is_gone = True
 
 
 def _wrap(network: nn.Module) -> nn.Module:
