@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,12 +15,16 @@ from test_learner import BANDS, CLASSES, make_clips, make_learner, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ser_ray.features.log_mel import LogMel
+from ser_ray.features.summary import Summary
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.training import step as steps
 from ser_ray.training.batches import deal_batches
 from ser_ray.training.capture import WARM_UP, Captured
+from ser_ray.training.loop import _why_not_captured
 from ser_ray.training.optimizer import TensorAdamW
-from ser_ray.training.settings import TrainConfig
+from ser_ray.training.settings import FrameAugmentConfig, TrainConfig
+from ser_ray.training.step import Group
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -166,6 +171,16 @@ def test_a_mistake_in_a_step_is_none_of_recording():
     learner.take = Captured(fail, TapeRecorder())
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train(learner, clips, 1)
+
+
+def test_what_is_not_captured_on_a_gpu_has_a_reason():
+    def why(world=1, **work):
+        method = SimpleNamespace(features=work.pop("features", LogMel()), changes=work.pop("changes", None))
+        return _why_not_captured(SimpleNamespace(method=method, train=work.get("train", [0])), Group(0, world))
+
+    assert why(changes=FrameAugmentConfig()) == why(features=Summary()) == ""
+    assert why() == "clips differ in length" and why(train=None) == "rows are streamed"
+    assert why(world=2) == "several workers share each step"
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

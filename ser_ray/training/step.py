@@ -125,8 +125,8 @@ class Step:
             torch._foreach_add_(kept, ways)
         else:
             get_ema_multi_avg_fn(self.decay)(kept, new, self.count)
-        for kept, new in counters:
-            kept.copy_(new)
+        if counters:
+            torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that is needed to go on: tensors, and what JSON can hold."""
