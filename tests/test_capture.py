@@ -286,10 +286,27 @@ def test_an_encoder_gives_on_the_gpu_the_states_that_it_gives_on_the_cpu(tmp_pat
         assert torch.allclose(torch.from_numpy(one), torch.from_numpy(other), rtol=1e-2, atol=1e-2)
 
 
+def check_gpu(folder, python):
+    script = Path(__file__).parents[1] / "benchmarks" / "speed" / "gpu.sh"
+    env = {**os.environ, "PYTHON": str(python)}
+    return subprocess.run(["bash", script, folder, "folds"], capture_output=True, text=True, env=env)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_its_checks_say_so_and_run_nothing(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "speed" / "gpu.sh"
-    command = ["bash", script, tmp_path / "checks", "folds"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    done = check_gpu(tmp_path / "checks", sys.executable)
     assert done.returncode == 2 and done.stdout.count("no GPU") == 4
     assert [path.name for path in (tmp_path / "checks").iterdir()] == ["table.txt"]
+
+
+@pytest.mark.parametrize(("fails", "code"), [("nothing", 0), ("benchmarks/speed/train.py", 1)])
+def test_the_checks_of_a_gpu_end_in_one_table(tmp_path, fails, code):
+    """With a stand-in for Python that finds a GPU, and fails at one step."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/sh\necho "UAR 50%, 3 passed"\n[ "$1" != "{fails}" ]\n')
+    stand_in.chmod(0o755)
+    done = check_gpu(tmp_path / "checks", stand_in)
+    assert done.returncode == code, done.stdout
+    table = [line.split() for line in (tmp_path / "checks" / "table.txt").read_text().splitlines()[1:]]
+    assert [words[0] for words in table] == ["tests", "speed", "fold", "folds"]
+    assert [words[1] for words in table] == ["ok", "code" if code else "ok", "ok", "ok"]
