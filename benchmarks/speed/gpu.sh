@@ -49,8 +49,7 @@ fi
 
 for run in run folds; do [ -f "$work/$run/metrics.json" ] && cp "$work/$run/metrics.json" "$folder/$run.json"; done
 echo
-printf '%-8s %-12s %6s  %s\n' step outcome s 'last word'
-for row in "${rows[@]}"; do
+for row in 'step|outcome|s|last word' "${rows[@]}"; do
   IFS='|' read -r name verdict seconds word <<<"$row"
   printf '%-8s %-12s %6s  %s\n' "$name" "$verdict" "$seconds" "$word"
 done | tee "$folder/table.txt"
