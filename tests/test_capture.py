@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -282,8 +283,8 @@ def test_an_encoder_gives_on_the_gpu_the_states_that_it_gives_on_the_cpu(tmp_pat
     encoder = Encoder(write_whisper(tmp_path / "whisper"))
     clips = [speech(seconds, seed) for seed, seconds in enumerate((0.5, 2.0, 4.0))]
     here, there = rows_of(encoder.kernel(), *clips), rows_of(encoder.kernel().to("cuda"), *clips)
-    for one, other in zip(here, there, strict=True):
-        assert torch.allclose(torch.from_numpy(one), torch.from_numpy(other), rtol=1e-2, atol=1e-2)
+    for one, other in zip(here, there, strict=True):  # a GPU has its encoder in bfloat16
+        assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one)
 
 
 def check_gpu(folder, python):
