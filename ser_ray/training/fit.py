@@ -264,7 +264,13 @@ def _diverged(kept: str = "") -> str:
 
 def _take_best(task: Task, seconds: float) -> Fitted:
     """Return the network of the best epoch from a training's checkpoint."""
-    tensors, state = read_checkpoint(task.root)
+    kept = read_checkpoint(task.root)
+    if kept is None:
+        raise UserError(
+            f"what workers on other nodes wrote is not in {task.root} as this one sees it: name an --output that all "
+            "share, such as s3://bucket/runs/first"
+        )
+    tensors, state = kept
     return _make_fitted(task.method, best_weights(tensors), state["history"], seconds)
 
 
