@@ -39,7 +39,7 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "te
 from local_cluster import descendants
 from shared import make_store, write_figures
 
-IMPORTS = {"torch": "torch", "Ray Train": "ray.train.torch", "a worker": "ser_ray.training.fit"}
+IMPORTS = {"torch": "torch", "Ray Train": "ray.train.torch", "a worker": "ser_ray.training.worker"}
 TIMES = 3
 STARTED = ("TrainController", "RayTrainWorker")
 POLL_S = 0.2
