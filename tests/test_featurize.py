@@ -294,6 +294,8 @@ def test_a_table_that_names_a_file_twice_is_accounted_for_and_so_is_its_mended_o
 def test_a_device_that_there_is_not_is_named(made, tmp_path):
     with pytest.raises(UserError, match="--device gpu: choose auto, cpu or cuda"):
         featurize(discover(made), FeaturizeConfig(), str(tmp_path / "store"), "gpu")
+    with pytest.raises(UserError, match="--device cuda: CPUs make summary features faster; leave it out"):
+        featurize(discover(made), FeaturizeConfig(), str(tmp_path / "store"), "cuda")
 
 
 def test_a_store_that_other_nodes_do_not_share_is_told_by_its_missing_clips(made, made_store):
@@ -421,6 +423,9 @@ from ser_ray.base.cluster import connect
 from ser_ray.speech.audio import NOTES
 from ser_ray.speech.corpora import discover
 from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.features.summary import Summary
+
+Summary.cpu_only = False  # actors are the same for all features
 
 class OnCpu(room.ShardWriter):  # where GPUs are mere names
     where = sys.argv[1]

@@ -223,7 +223,7 @@ def test_one_cycle_rises_and_falls():
     learner = make_learner(make_clips(), TrainConfig.usual(LogMelResNetSpec, learning_rate=1.0))
     rates = []
     for progress in np.linspace(0, 1, 101):
-        learner.step._pace(progress)
+        learner.step.pace(progress)
         rates.append(learner.step.optimizer.param_groups[0]["lr"])
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     theirs = torch.optim.lr_scheduler.OneCycleLR(

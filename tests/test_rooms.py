@@ -13,7 +13,7 @@ PACKAGE = Path(ser_ray.__file__).parent
 ROOMS = sorted(path for path in PACKAGE.rglob("*.py"))
 ON_RAY = {
     *("base/cluster.py", "base/workers.py", "store/pipeline.py", "store/task.py"),
-    *("training/fit.py", "training/worker_rows.py", "search/search.py", "search/tuning_parts.py"),
+    *("training/fit.py", "training/worker.py", "training/worker_rows.py", "search/search.py", "search/tuning_parts.py"),
     "predict/predict_on_ray.py",
 }
 WITHOUT_TORCH = ("base", "speech", "features", "store", "networks", "scores", "search")  # but where MAY_TORCH says so

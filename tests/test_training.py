@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from local_cluster import descendants
 
@@ -106,19 +107,25 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, whole, tmp_pa
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
-    killed = []
+    """It is the second network that it trains; the first, which is done, is not trained again."""
+    killed, seen = [], []
 
     def kill_after_the_second(epoch):
-        if epoch["epoch"] == 2 and not killed:
+        seen.append((epoch["task"], epoch["epoch"]))
+        if seen[-1] == (1, 2) and not killed:
             killed.extend(pid for pid, name in descendants(os.getpid()).items() if "RayTrainWorker" in name)
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    seen = []
-    disturbed = train(made_store, tmp_path / "disturbed", kill_after_the_second, seen, epochs=4, seed=3)
-    assert killed and torch.equal(weights(disturbed), weights(whole))
+    tasks = [
+        replace(make_task(made_store, tmp_path / str(k), epochs=epochs, seed=3), names={"task": k})
+        for k, epochs in enumerate((1, 4))
+    ]
+    fitted = list(fit.train_many(tasks, Place(Compute("1")), kill_after_the_second))
+    assert killed and [k for k, _ in fitted] == [0, 1] and torch.equal(weights(fitted[1][1]), weights(whole))
     again = [epoch for i, epoch in enumerate(seen) if epoch in seen[:i]]
-    assert [*dict.fromkeys(seen)] == [1, 2, 3, 4] and again in ([], [3]), "at most the epoch it was at is lost"
+    assert [*dict.fromkeys(seen)] == [(0, 1), *((1, epoch) for epoch in (1, 2, 3, 4))]
+    assert again in ([], [(1, 3)]), "at most the epoch it was at is lost"
 
 
 def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
@@ -225,6 +232,18 @@ def test_compiling_without_a_compiler_is_refused(made_store, tmp_path, monkeypat
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
         train(made_store, tmp_path, epochs=1, compute={"compile": True})
+
+
+def test_folds_of_other_labels_have_targets_of_their_own(made_store, tmp_path):
+    """As those of leave-one-corpus-out: a class has another number in each."""
+    first = make_task(made_store, tmp_path)
+    labels = LabelSet(("neutral", "happy", "sad"))
+    parts = split(open_rows(made_store), labels, SplitConfig())
+    second = replace(first, method=replace(first.method, labels=labels), train=parts.train, validation=parts.validation)
+    for start, task in zip(fit._deal([first, second], Place(Compute("1")), None, 1), (first, second), strict=True):
+        (one,), targets = start.assignments, ray.get(start.examples)["targets"]
+        emotions = task.train["emotion"].to_pylist()
+        assert targets[one.work.train].tolist() == [task.method.labels.index(emotion) for emotion in emotions]
 
 
 @pytest.mark.parametrize("how", ["members", "folds", "here"])

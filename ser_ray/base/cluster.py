@@ -7,10 +7,7 @@ import logging
 import os
 import re
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -28,7 +25,6 @@ from ray.exceptions import AuthenticationError, RayError
 from ser_ray.base.errors import UserError
 from ser_ray.base.registry import registered_specs
 
-POLL_S = 0.5  # how often the driver looks for news
 ANSWER_S = 5.0  # a cluster that is there answers long before
 # The longest path below Ray's temp folder, here with the largest process id there is, and what macOS allows of such a
 # path; Linux allows 107 bytes.
@@ -180,14 +176,20 @@ class Board:
 
     def __init__(self) -> None:
         self.notes: list[dict[str, Any]] = []
+        self.is_read = True
 
-    def add(self, note: dict[str, Any]) -> None:
-        """Pin up a note."""
+    def add(self, note: dict[str, Any]) -> bool:
+        """Pin up a note; tell whether anybody reads it."""
         self.notes.append(note)
+        return self.is_read
 
     def since(self, count: int) -> list[dict[str, Any]]:
         """Return all notes but the first `count`."""
         return self.notes[count:]
+
+    def leave(self) -> None:
+        """Note that nobody reads any more."""
+        self.is_read = False
 
 
 @ray.remote(num_cpus=0)
@@ -204,37 +206,6 @@ class Brake:
     def is_pulled(self, name: str) -> bool:
         """Tell a training whether it should end."""
         return name in self.names
-
-
-@contextmanager
-def following(board: ray.actor.ActorHandle, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `show` in a thread for each note on the board as it comes, until the context ends and the last was shown.
-
-    What it raises ends the thread and is raised when the context ends.
-    """
-    over = threading.Event()
-    raised: list[BaseException] = []
-
-    def follow() -> None:
-        seen, last = 0, False
-        try:
-            while not last:
-                last = over.wait(POLL_S)
-                for note in ray.get(board.since.remote(seen)):
-                    seen += 1
-                    show(note)
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    if raised:
-        raise raised[0]
 
 
 def carry_registered() -> None:

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-import docstring_parser
-import tyro
 import yaml
 
 from ser_ray.base import storage
@@ -106,6 +104,8 @@ def parse_flags(
         UserError: A flag is given twice, or the config file is not usable.
         SystemExit: tyro refuses a flag (code 2) or has printed the help (code 0).
     """
+    import tyro  # here, since workers have settings but no flags
+
     _refuse_repeated(argv)
     fields: dict[str, tuple[Any, Any]] = {}
     for config in configs:
@@ -196,6 +196,9 @@ def _hints(config: Any) -> dict[str, Any]:
 
 def _collect(config: Any, fields: dict[str, tuple[Any, Any]], defaults: dict[str, Any], without: Sequence[str]) -> None:
     """Add type and default of each flag that a dataclass asks for, in order."""
+    import docstring_parser
+    import tyro
+
     texts = {p.arg_name: " ".join(p.description.split()) for p in docstring_parser.parse(config.__doc__).params}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     facts = {field.name for field in dataclasses.fields(config) if field.metadata.get("fact")}
@@ -209,6 +212,8 @@ def _collect(config: Any, fields: dict[str, tuple[Any, Any]], defaults: dict[str
 
 def _grouped(fields: dict[str, tuple[Any, Any]], groups: Mapping[str, Sequence[str | type]]) -> type:
     """Make the dataclass that tyro is given: one whose fields are groups of flags, or flags where there is no group."""
+    import tyro
+
     left, parts = dict(fields), {}
     for title, members in groups.items():
         names = [name for one in members for name in ([one] if isinstance(one, str) else _names(one))]

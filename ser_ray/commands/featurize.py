@@ -33,8 +33,8 @@ class _Flags:
             (16-bit samples), or `encoder` (states of a pretrained speech encoder).
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
-        device: `cpu`; `cuda` for all GPUs, with CPUs that read for them; or `auto`: GPUs, where there are any, for an
-            encoder, and else CPUs.
+        device: `cpu`; `cuda` for all GPUs, with CPUs that read for them, which only encoders gain by; or `auto`: GPUs,
+            where there are any, for an encoder, and else CPUs.
         verbose: Show Ray's own log lines.
         config: YAML or JSON file of flags and values; flags beat it.
     """

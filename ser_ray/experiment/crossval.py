@@ -83,7 +83,7 @@ def _run_folds(rows: Rows, experiment: Experiment, folders: dict[int, RunFolder]
         members = fitted[plans.index(plan)]
         members[k] = one
         if len(members) == len(plan.tasks):
-            scores = finish_run(plan, [members[k] for k in sorted(members)])
+            scores = finish_run(plan, [members[k] for k in sorted(members)], place.compute.device)
             say(f"fold {plan.experiment.split.fold}: {headline(scores)}")
             members.clear()
 

@@ -115,7 +115,7 @@ def _answer(models: Sequence[Model], tested: Sequence[tuple[Rows, dict[str, Know
         own = [(rows, known) for rows, known in tested if rows.recipe.features == model.features]
         if not own:
             raise UserError(f"no store of the {model.features.name} features of a model is given")
-        answers.append(model.predict_rows(*own[0]))
+        answers.append(replace(model, device="auto").predict_rows(*own[0]))
     return pool_predictions(answers, models[0].labels.names)
 
 

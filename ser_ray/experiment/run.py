@@ -91,8 +91,9 @@ def run(
     say(plan.description)
     show_table("Rows", _count_rows(plan.parts))
     tell = tell or partial(show_epoch, epochs=experiment.train.epochs)
-    fitted = [one for _, one in train_many(plan.tasks, Place(compute or Compute()), tell)]
-    return finish_run(plan, fitted)
+    compute = compute or Compute()
+    fitted = [one for _, one in train_many(plan.tasks, Place(compute), tell)]
+    return finish_run(plan, fitted, compute.device)
 
 
 def plan_run(
@@ -142,8 +143,13 @@ def plan_run(
     return Plan(experiment, rows, parts, leaks, folder, start, tasks, _describe(experiment, parts))
 
 
-def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
+def finish_run(plan: Plan, fitted: Sequence[Fitted], device: str) -> dict[str, Any]:
     """Make the model of trained members, test it, and write the run's folder.
+
+    Args:
+        plan: The run.
+        fitted: What the training of each member gave.
+        device: Where it answers (`Compute.device`).
 
     Returns:
         The content of `metrics.json`.
@@ -161,6 +167,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
         views=network.views,
         trained_on=tuple(sorted(trained_on.union(plan.start.trained_on if plan.start else ()))),
         trained_clips=_join_clips(parts, plan.start),
+        device=device,
     )
     model.domain = _measure_domain(parts, plan.start)
     validation = _calibrate(model, parts.validation, speakers)

@@ -26,6 +26,7 @@ class LogMel:
 
     name: ClassVar[str] = "log_mel"
     version: ClassVar[int] = 1
+    cpu_only: ClassVar[bool] = True
     augment: ClassVar[tuple[str, ...]] = ("none",)  # frames are changed afresh in every epoch of training
 
     sample_rate: int = between(16_000, 1_000, 192_000)

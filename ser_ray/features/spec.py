@@ -52,6 +52,8 @@ class Kernel(Protocol):
 class Features(Protocol):
     """A kind of features with its settings.
 
+    One that a GPU makes no faster than the CPUs beside it may say so by `cpu_only`; `--device cuda` is refused then.
+
     Attributes:
         name: As `--features` has it.
         version: Of what the kernel computes: rows of another version never mix with these. It goes up when the same

@@ -30,6 +30,7 @@ class Summary:
 
     name: ClassVar[str] = "summary"
     version: ClassVar[int] = 1
+    cpu_only: ClassVar[bool] = True
     augment: ClassVar[tuple[str, ...]] = ("none", "noise", "stretch+pitch")
 
     sample_rate: int = between(22_050, 1_000, 192_000)

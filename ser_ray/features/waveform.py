@@ -22,6 +22,7 @@ class Waveform:
 
     name: ClassVar[str] = "waveform"
     version: ClassVar[int] = 1
+    cpu_only: ClassVar[bool] = True
     augment: ClassVar[tuple[str, ...]] = ("none",)
 
     sample_rate: int = between(16_000, 1_000, 192_000)

@@ -50,6 +50,7 @@ class Model:
             an older version, of whose files nothing is known.
         facts: Where it comes from: protocol, scores, notes, versions.
         domain: In what condition the clips were that it was trained on; None where that is not known.
+        device: Where it answers: `cpu`, or `auto` for the GPU that is there, if one is; it is not saved.
     """
 
     members: list[nn.Module]
@@ -63,6 +64,7 @@ class Model:
     trained_clips: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     domain: Domain | None = None
+    device: str = "cpu"
 
     @property
     def made_speech(self) -> bool:
@@ -84,11 +86,17 @@ class Model:
         return Speakers.of(self.features, usual_2F, known) if self.speaker_norm else None
 
     def logits(self, examples: Examples, members: Sequence[nn.Module] | None = None) -> torch.Tensor:
-        """Return the mean logits `[N, C]` of the members, or of some of them, over the views of each clip."""
-        answers = []
-        for member in self.members if members is None else members:
-            network = Views(member, self.features, self.views) if self.views else member
-            answers.append(predict_logits(network, examples))
+        """Return the mean logits `[N, C]` of all or some members over the views of each clip, on the CPU."""
+        device = torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+        examples, answers, usual = examples.to(device), [], torch.backends.cudnn.conv.fp32_precision
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # so that a GPU answers as the CPU does
+        try:
+            for member in self.members if members is None else members:
+                network = Views(member, self.features, self.views) if self.views else member
+                answers.append(predict_logits(network.to(device), examples).cpu())
+                member.cpu()
+        finally:
+            torch.backends.cudnn.conv.fp32_precision = usual
         return torch.stack(answers).mean(0)
 
     def answer(self, examples: Examples) -> np.ndarray:
@@ -97,7 +105,7 @@ class Model:
         Members answer by the mean of their log-probabilities, which, as they share a temperature, is that of their
         logits.
         """
-        return torch.softmax(self.logits(examples).double() / self.temperature, dim=1).cpu().numpy()
+        return torch.softmax(self.logits(examples).double() / self.temperature, dim=1).numpy()
 
     def predict_rows(self, rows: Rows, known: dict[str, Known] | None = None) -> pa.Table:
         """Predict rows of a store of this model's features, whose emotions are all among its labels.

@@ -1,7 +1,7 @@
 """`RunFolder`: where a run is, and by which command; it claims, resumes, finishes.
 
 RUN/run.json               what was asked for; the run's identity
-RUN/checkpoints/           Ray Train's, the last and the best; with several members under member-K/
+RUN/checkpoints/           of the training, with the best weights so far; with several members under member-K/
 RUN/model/                 the model
 RUN/fold-K/                with `--fold all`: a run for each fold
 RUN/validation.parquet     one row per validation clip, answered by the first member; of each fold in its own folder

@@ -81,8 +81,8 @@ def featurize(
         The complete store.
 
     Raises:
-        UserError: No such device, no usable clip, a store of other settings or one that cannot be written or is not
-            shared by all nodes, or workers that keep dying.
+        UserError: No such device, or not for such features; no usable clip, a store of other settings or one that
+            cannot be written or is not shared by all nodes, or workers that keep dying.
         RuntimeError: The accounts do not add up.
     """
     device = choose_device(device, config)
@@ -110,10 +110,12 @@ def choose_device(device: str, config: FeaturizeConfig) -> str:
     """Return `cpu` or `cuda` for what `--device` says, which may be `auto`.
 
     Raises:
-        UserError: It says something else.
+        UserError: It says something else, or `cuda` for features that gain nothing by it.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: choose auto, cpu or cuda")
+    if device == "cuda" and getattr(config.features, "cpu_only", False):
+        raise UserError(f"--device cuda: CPUs make {config.features.name} features faster; leave it out")
     if device != "auto":
         return device
     return "cuda" if getattr(config.features, "wants_gpu", False) and count_resources()[1] else "cpu"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ser_ray.model.examples import Examples
 from ser_ray.training.frames import FrameAugment, mix
@@ -53,13 +52,14 @@ class Batcher:
         self.weight_GC, self.augment = weight_GC, augment
         self.mixup = augment.config.mixup if augment else mixup
 
-    def __call__(self, examples: Examples, index_B: Tensor, epoch: int) -> Batch:
+    def __call__(self, examples: Examples, index_B: Tensor, epoch: Tensor | int) -> Batch:
         """Make the batch of some examples in an epoch, whose number decides over the draws of changes.
 
         Noise and mixtures come from torch's global generator.
         """
         targets_B = examples.targets[index_B]
-        target_BC = functional.one_hot(targets_B, self.weight_GC.shape[1]).to(self.weight_GC)
+        classes_C = torch.arange(self.weight_GC.shape[1], device=targets_B.device)
+        target_BC = (targets_B[:, None] == classes_C).to(self.weight_GC)
         weight_B = self.weight_GC[examples.groups[index_B], targets_B]
         if self.augment:
             features, lengths_B = self.augment(examples, index_B, epoch), None  # windows are full

@@ -1,27 +1,28 @@
 """Data-parallel training: on Ray Train by as many workers as there are, or, for a trial of a search, where it is.
 
-Rows come as `worker_rows` brings them; what a worker does with them stands in `loop`. On Ray Train the state goes into
-a checkpoint after each epoch, from which a killed run continues.
+Rows come as `worker_rows` brings them. Trainings that share rows share workers, too: these are started once, and do one
+after the other, as `worker` says; what is done for each stands in `loop`.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ser_ray.base.cluster import Board, carry_registered, following, quiet
+from ser_ray.base.cluster import Board, carry_registered
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.workers import Workers, plan_workers
@@ -29,36 +30,33 @@ from ser_ray.features.arrays import shape_of
 from ser_ray.model.examples import Examples
 from ser_ray.training import worker_rows
 from ser_ray.training.batches import loss_weights
-from ser_ray.training.checkpoints import read_checkpoint, write_checkpoint
-from ser_ray.training.learner import Learner, best_epoch
-from ser_ray.training.loop import MAX_LOSS, DivergedError, Work, run_epochs
-from ser_ray.training.step import Group, part_of
-from ser_ray.training.task import Fitted, Place, Task, Tell
+from ser_ray.training.checkpoints import best_weights, read_checkpoint
+from ser_ray.training.learner import best_epoch
+from ser_ray.training.loop import MAX_LOSS, DivergedError, Held, Work, run_epochs
+from ser_ray.training.settings import Compute
+from ser_ray.training.task import Fitted, Method, Place, Task, Tell
+from ser_ray.training.worker import Assignment, train_in_turn
 
 CXX = "clang++" if sys.platform == "darwin" else "g++"  # what torch.compile calls
 MAX_FAILURES = 3  # how often a lost worker is replaced
+POLL_S = 0.25  # how often the driver looks what workers have pinned up
+LEAVE_S = 30.0  # how long it waits for them to end where it leaves before they are done
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A task that needs only workers.
+class _Start:
+    """Trainings that need only workers, who do one after the other.
 
     Attributes:
-        work: What each worker does.
+        assignments: The trainings.
         examples: Rows that they share.
         workers: How many, and what each takes.
-        root: Where checkpoints lie.
-        names: What tells this training from others.
-        here: Whether this process is the worker.
         stream: Where the rows are that are streamed; None where they are shared.
     """
 
-    work: Work
+    assignments: list[Assignment]
     examples: ray.ObjectRef
     workers: Workers
-    root: str
-    names: dict[str, int]
-    here: bool
     stream: list[dict[str, object]] | None
 
 
@@ -68,7 +66,7 @@ def train(task: Task, place: Place, tell: Tell, shared: worker_rows.Shared | Non
     Args:
         task: What to train.
         place: Where.
-        tell: Called with the metrics of each epoch as it ends, in this process; on Ray Train, in a thread of it.
+        tell: Called with the metrics of each epoch as it ends, in this process.
         shared: Rows that were read already, with those of the task among them, normalized by its speakers.
 
     Raises:
@@ -88,7 +86,7 @@ def train_many(
     """Train several networks on rows that they share, such as members, folds, or what a trial is judged on.
 
     Args:
-        tasks: What to train, begun in this order. Those that normalize by the same speakers share their rows.
+        tasks: What to train. Those of the same labels that normalize by the same speakers share rows and workers.
         place: Where each of them trains.
         tell: Called with the metrics of each epoch of any of them.
         shared: Rows that were read already, with those of all tasks among them, normalized by the speakers of all.
@@ -101,41 +99,48 @@ def train_many(
         UserError: As `train` does, for the first that fails.
     """
     _say_weights(tasks[0])
-    groups: dict[int, list[Task]] = {}
-    for task in tasks:
-        groups.setdefault(id(task.speakers), []).append(task)
-    read: dict[int, worker_rows.Shared | None] = {}
-
-    def prepare(task: Task) -> _Prepared:
-        key = id(task.speakers)
-        if shared is None and key not in read:
-            read[key] = _share(groups[key], place)
-        prepared = _prepare(task, place, shared or read[key])
-        groups[key] = [other for other in groups[key] if other is not task]
-        if not groups[key]:
-            read.pop(key, None)  # what no task needs any more leaves memory as soon as its last training ends
-        return prepared
-
-    if at_once == 1 or len(tasks) == 1:
-        for k, task in enumerate(tasks):
-            yield k, _fit(prepare(task), tell)
+    todo = _deal(tasks, place, shared, at_once)
+    if place.here:
+        yield from (_fit_here(one, start, tell) for start in todo for one in start.assignments)
         return
-    board = Board.remote()
-    with following(board, tell):
-        running: dict[Any, int] = {}
-        todo = list(enumerate(tasks))
-        while todo or running:
-            while todo and len(running) < at_once:
-                k, task = todo.pop(0)
-                running[_fit_elsewhere.remote(prepare(task), board)] = k
-            (done, *_), _ = ray.wait(list(running))
-            try:
-                fitted = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                for other in running:
-                    ray.cancel(other)
-                raise error.cause from None
-            yield running.pop(done), fitted
+    board, seen, more = Board.remote(), 0, True
+    running, ended = set(), set()
+    try:
+        while more or running:
+            while more and len(running) < at_once:
+                start = next(todo, None)
+                more = start is not None
+                running |= {_launch(start, board)} if more else set()
+            done, _ = wait(running, POLL_S, FIRST_COMPLETED)
+            notes = ray.get(board.since.remote(seen))
+            seen += len(notes)
+            for note in notes:
+                if "ended" not in note:
+                    _show(note, tell)
+                elif note["ended"] not in ended:  # workers that take the place of lost ones say so again
+                    ended.add(note["ended"])
+                    yield note["ended"], _take_best(tasks[note["ended"]], note["seconds"])
+            running -= done
+            for one in done:
+                one.result()
+    finally:
+        board.leave.remote()
+        wait(running, LEAVE_S)
+
+
+def _deal(tasks: Sequence[Task], place: Place, shared: worker_rows.Shared | None, at_once: int) -> Iterator[_Start]:
+    """Deal trainings to workers that share their rows; rows that no later ones need leave memory."""
+    groups: dict[Any, list[tuple[int, Task]]] = {}
+    for number, task in enumerate(tasks):
+        alike = None if shared else (id(task.speakers), task.method.labels)
+        groups.setdefault(alike, []).append((number, task))
+    for group in groups.values():
+        rows = shared or _share([task for _, task in group], place)
+        if rows is None:  # streamed
+            turns = [[one] for one in group]
+        else:
+            turns = [group[k::at_once] for k in range(min(at_once, len(group)))] if len(groups) == 1 else [group]
+        yield from (_prepare(turn, place, rows) for turn in turns)
 
 
 def _share(tasks: Sequence[Task], place: Place) -> worker_rows.Shared | None:
@@ -151,128 +156,129 @@ def _share(tasks: Sequence[Task], place: Place) -> worker_rows.Shared | None:
     return worker_rows.share_rows(rows, tasks[0].method.labels, tasks[0].speakers)
 
 
-def _prepare(task: Task, place: Place, shared: worker_rows.Shared | None) -> _Prepared:
-    """Bring a task's rows to where workers find them, and plan these."""
-    compute, streamed = place.compute, shared is None
+def _prepare(turn: Sequence[tuple[int, Task]], place: Place, shared: worker_rows.Shared | None) -> _Start:
+    """Bring the rows of some tasks to where workers find them, and plan these."""
+    compute, first, streamed = place.compute, turn[0][1], shared is None
     if streamed:
-        shared = worker_rows.share_rows(task.validation, task.method.labels, task.speakers)
-    counts = task.counts()
+        shared = worker_rows.share_rows(first.validation, first.method.labels, first.speakers)
     others = worker_rows.CPUS if streamed else 0
     workers = place.here or plan_workers(compute.num_workers, compute.device, place.share, others)
     compilers = [os.path.join(folder, os.environ.get("CXX", CXX)) for folder in os.get_exec_path()]
     if compute.compile and not workers.gpu and not any(os.access(path, os.X_OK) for path in compilers):
         raise UserError(f"--compile needs a C++ compiler on CPUs; install {CXX}, or name another by CXX")
+    threads = max(1, int(workers.resources["CPU"]))
+    assignments = [
+        Assignment(number, _plan_work(task, compute, threads, shared, streamed), task.root, task.names)
+        for number, task in turn
+    ]
+    carry_registered()
+    return _Start(assignments, shared.examples, workers, worker_rows.find_places(first.train) if streamed else None)
+
+
+def _plan_work(task: Task, compute: Compute, threads: int, shared: worker_rows.Shared, streamed: bool) -> Work:
+    """Say what each worker does for a task."""
     moments, speakers = None, task.speakers
     if speakers:  # the statistics are those before normalization, which brings clips to them
         moments = tuple(map(torch.from_numpy, speakers.usual_2F))
         speakers = replace(speakers, known={name: speakers.known[name] for name in task.train.values("speaker_id")})
     elif streamed:
         moments = worker_rows.measure_rows(task.train)
-    work = Work(
+    return Work(
         method=task.method,
         train=None if streamed else shared.rows.find(task.train),
         validation=shared.rows.find(task.validation),
-        counts=counts,
+        counts=task.counts(),
         corpora=task.train.corpora,
         statistics=moments,
         speakers=speakers if streamed else None,
         start=task.start,
-        threads=max(1, int(workers.resources["CPU"])),
+        threads=threads,
         compile=compute.compile,
         should_stop=task.should_stop,
     )
-    stream = worker_rows.find_places(task.train) if streamed else None
-    carry_registered()
-    return _Prepared(work, shared.examples, workers, task.root, task.names, place.here is not None, stream)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _fit_elsewhere(prepared: _Prepared, board: ray.actor.ActorHandle) -> Fitted:
-    quiet()
-    return _fit(prepared, lambda epoch: board.add.remote(epoch))
+@lru_cache(maxsize=1)
+def _hold(examples: ray.ObjectRef, device: str) -> Held:
+    """Bring rows to this process's device, for all trainings on them."""
+    return Held.on(torch.device(device), Examples.from_arrays(ray.get(examples)))
 
 
-def _fit(prepared: _Prepared, tell: Tell) -> Fitted:
-    """Train what is prepared."""
-
-    def name(epoch: dict[str, Any]) -> None:
-        tell(prepared.names | epoch)
-
-    started = time.perf_counter()
-    try:
-        fitted = (_fit_here if prepared.here else _fit_on_ray)(prepared, name)
-        return replace(fitted, seconds=time.perf_counter() - started)
-    except DivergedError:
-        kept = "" if prepared.here else " (the last good checkpoint is kept)"
-        raise UserError(f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate{kept}") from None
-
-
-def _fit_here(prepared: _Prepared, tell: Tell) -> Fitted:
-    """Train in this process."""
-    work, config = prepared.work, prepared.work.method.config
+def _fit_here(one: Assignment, start: _Start, tell: Tell) -> tuple[int, Fitted]:
+    """Train in this process, without a checkpoint."""
+    started, work = time.perf_counter(), one.work
     if work.compile:
         torch.compiler.reset()  # after some networks of other shapes, compiling is given up
-    kept = None
-    device = torch.device("cuda" if prepared.workers.gpu else "cpu")
-    for learner, history in run_epochs(work, Examples.from_arrays(ray.get(prepared.examples)), device):
-        if best_epoch(history, config.monitor) == len(history):
-            kept = copy.deepcopy(learner.averaged)
-        tell(history[-1])
-    return Fitted(kept.cpu().eval(), history, best_epoch(history, config.monitor), 1)
+    rows, learner, history = _hold(start.examples, "cuda" if start.workers.gpu else "cpu"), None, []
+    try:
+        for learner, history in run_epochs(work, rows):  # noqa: B007
+            tell(one.names | history[-1])
+    except DivergedError:
+        raise UserError(_diverged()) from None
+    return one.number, _make_fitted(work.method, learner.kept, history, time.perf_counter() - started)
 
 
-def _fit_on_ray(prepared: _Prepared, tell: Tell) -> Fitted:
-    """Train by workers of Ray Train, from the checkpoint under the root if there is one."""
-    work, workers, board = prepared.work, prepared.workers, Board.remote()
-    config = work.method.config
-    streamed = prepared.stream is not None
+def _launch(start: _Start, board: ray.actor.ActorHandle) -> Future[None]:
+    """Train by workers of Ray Train, which a thread of this process waits for."""
+    over: Future[None] = Future()
+    streamed = start.stream is not None
+    loop = {"assignments": start.assignments, "examples": start.examples, "board": board, "launched": time.time()}
     trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={"work": work, "examples": prepared.examples},
-        datasets={"train": worker_rows.stream_rows(prepared.stream)} if streamed else None,
+        train_in_turn,
+        train_loop_config=loop,
+        datasets={"train": worker_rows.stream_rows(start.stream)} if streamed else None,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=workers.resources
+            num_workers=start.workers.count, use_gpu=start.workers.gpu, resources_per_worker=start.workers.resources
         ),
         run_config=ray.train.RunConfig(
-            storage_path=prepared.root,
+            storage_path=start.assignments[0].root,
             name="checkpoints",
-            callbacks=[_Relay(board)],
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1,
-                checkpoint_score_attribute=config.monitor if len(work.validation) else None,
-                checkpoint_score_order="min" if config.monitor == "validation_loss" else "max",
-            ),
         ),
     )
-    diverged = False
 
-    def show(note: dict[str, Any]) -> None:
-        nonlocal diverged
-        diverged = diverged or "diverged" in note
-        if not diverged:
-            tell(note)
+    def run() -> None:
+        try:
+            trainer.fit()
+            over.set_result(None)
+        except BaseException as error:
+            over.set_exception(error)
 
-    with following(board, show):
-        result = trainer.fit()
-    if diverged:
-        raise DivergedError
-    return _take_best(work, result)
+    threading.Thread(target=run, daemon=True).start()
+    return over
 
 
-def _take_best(work: Work, result: ray.train.Result) -> Fitted:
-    """Return the network of the best epoch that Ray Train kept."""
-    method, config = work.method, work.method.config
-    _, state = _open_checkpoint(result.checkpoint)
-    history = state["history"]
-    checkpoint, kept = result.checkpoint, history[-1]
-    if len(work.validation):
-        best = min if config.monitor == "validation_loss" else max
-        checkpoint, kept = best(result.best_checkpoints, key=lambda pair: pair[1][config.monitor])
-    tensors, _ = _open_checkpoint(checkpoint)
+def _show(note: dict[str, Any], tell: Tell) -> None:
+    """Pass on what workers pinned up."""
+    if "diverged" in note:
+        raise UserError(_diverged(" (the last good checkpoint is kept)"))
+    if "said" in note:
+        say(note["said"])
+    else:
+        tell(note)
+
+
+def _diverged(kept: str = "") -> str:
+    return f"the loss became NaN, infinite or above {MAX_LOSS:g}; lower --learning-rate{kept}"
+
+
+def _take_best(task: Task, seconds: float) -> Fitted:
+    """Return the network of the best epoch from a training's checkpoint."""
+    kept = read_checkpoint(task.root)
+    if kept is None:
+        raise UserError(
+            f"what workers on other nodes wrote is not in {task.root} as this one sees it: name an --output that all "
+            "share, such as s3://bucket/runs/first"
+        )
+    tensors, state = kept
+    return _make_fitted(task.method, best_weights(tensors), state["history"], seconds)
+
+
+def _make_fitted(method: Method, weights: dict[str, Tensor], history: list[dict[str, Any]], seconds: float) -> Fitted:
     network = method.network.build(shape_of(method.features.arrow_type()), len(method.labels.names))
-    network.load_state_dict(part_of(tensors, "averaged." if config.ema else "network."))
-    return Fitted(network.eval(), history, kept["epoch"], history[-1]["num_workers"])
+    network.load_state_dict(weights)
+    best = best_epoch(history, method.config.monitor)
+    return Fitted(network.eval(), history, best, history[-1]["num_workers"], seconds)
 
 
 def _say_weights(task: Task) -> None:
@@ -286,57 +292,3 @@ def _say_weights(task: Task) -> None:
         weights = zip(labels.names, weights_GC[group].tolist(), counts_GC[group].tolist(), strict=True)
         text = ", ".join(f"{name} {weight:.2f}" for name, weight, count in weights if count or alike)
         say(f"Weight of a clip{'' if alike else f' of {task.train.corpora[group]}'} in the loss: {text}")
-
-
-def _train_worker(loop_config: dict[str, Any]) -> None:
-    """Run one of Ray Train's workers."""
-    work: Work = loop_config["work"]
-    device = ray.train.torch.get_device()
-    context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
-    node = {"node": ray.get_runtime_context().get_node_id()}
-
-    def wrap(network: nn.Module) -> nn.Module:
-        # The first worker's batch-norm statistics are those that are validated and kept: the others need not follow.
-        return ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
-
-    def stream(seed: int) -> Iterable[tuple[Examples, Tensor]]:
-        shard = ray.train.get_dataset_shard("train")
-        tables = shard.iter_batches(batch_size=worker_rows.BUFFER, batch_format="pyarrow")
-        return worker_rows.stream_batches(tables, work, device, seed)
-
-    group = Group(context.get_world_rank(), context.get_world_size(), wrap)
-    rows = Examples.from_arrays(ray.get(loop_config["examples"]))
-    kept = _open_checkpoint(checkpoint) if checkpoint else None
-    try:
-        for learner, history in run_epochs(work, rows, device, group, kept, stream if work.train is None else None):
-            _report(group.rank, learner, history, node)
-    except DivergedError:  # raised, it would be tried again
-        ray.train.report({"diverged": True, **node})
-
-
-def _report(rank: int, learner: Learner, history: list[dict[str, Any]], node: dict[str, str]) -> None:
-    """Report an epoch to Ray Train, which waits for all ranks; rank 0 brings the checkpoint."""
-    if rank != 0:
-        ray.train.report(node)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(folder, learner, history)
-        place = ray.util.get_current_placement_group()
-        metrics = {**history[-1], **node, "placement_group": place.id.hex() if place else ""}
-        ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))
-
-
-def _open_checkpoint(checkpoint: ray.train.Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with checkpoint.as_directory() as folder:
-        return read_checkpoint(folder)
-
-
-class _Relay(ray.train.UserCallback):
-    """Runs in Ray Train's controller; passes on what rank 0 reported."""
-
-    def __init__(self, board: ray.actor.ActorHandle) -> None:
-        self.board = board
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pin up the metrics of rank 0, and on how many nodes the ranks are."""
-        self.board.add.remote({**metrics[0], "nodes": len({rank["node"] for rank in metrics})})

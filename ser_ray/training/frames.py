@@ -42,7 +42,7 @@ class FrameAugment:
         self.mask_frames = config.mask_s * frames_per_s
         self.centers_M = band_centers(features).to(fill_M.device)
 
-    def __call__(self, examples: Examples, index_B: Tensor, epoch: int) -> Tensor:
+    def __call__(self, examples: Examples, index_B: Tensor, epoch: Tensor | int) -> Tensor:
         """Draw a changed window of each of some clips.
 
         Args:

@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from ser_ray.model.examples import Examples, accuracy_and_uar, predict_logits
 from ser_ray.training.batches import Batcher, epoch_seed, loss_weights
+from ser_ray.training.capture import Captured, Take
 from ser_ray.training.frames import FrameAugment
 from ser_ray.training.settings import TrainConfig
-from ser_ray.training.step import Group, Step
+from ser_ray.training.step import Group, Step, part_of
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.4, 2  # The notebook recipe's learning-rate schedule.
 
@@ -34,6 +35,11 @@ class Learner:
         augment: Changes training clips; None leaves them as they are.
         group: Which worker this is.
         mixup: What `Batcher` takes.
+
+    Attributes:
+        take: Takes a step, from rows, indices of the batch and epoch to the loss; `Captured` may stand in for it.
+        refusal: Why it does not, on a GPU; empty where it does, and on the CPU.
+        kept: Weights of the best epoch so far, on the CPU.
     """
 
     def __init__(
@@ -52,6 +58,9 @@ class Learner:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.step.optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE
         )
+        self.take: Take = self._take
+        self.refusal = ""
+        self.kept: dict[str, Tensor] = {}
 
     @property
     def averaged(self) -> nn.Module:
@@ -74,12 +83,17 @@ class Learner:
         self.step.running.train()
         total_2 = torch.zeros(2, device=self.step.device)
         for i, (examples, index_B) in enumerate(batches):
-            batch = self.batcher(examples, index_B, epoch)
-            loss = self.step(batch, (epoch - 1 + min(1.0, i / num_batches)) / self.config.epochs)
-            total_2 += torch.stack([loss.float() * len(batch), torch.ones_like(total_2[0]) * len(batch)])
+            self.step.pace((epoch - 1 + min(1.0, i / num_batches)) / self.config.epochs)
+            loss, count = self.take(examples, index_B, epoch), len(index_B)
+            total_2 += torch.stack([loss.float() * count, torch.ones_like(total_2[0]) * count])
+        if isinstance(self.take, Captured):
+            self.refusal = self.take.refusal
         if self.group.world > 1:
             torch.distributed.all_reduce(total_2)
         return (total_2[0] / total_2[1]).item()
+
+    def _take(self, examples: Examples, index_B: Tensor, epoch: Tensor | int) -> Tensor:
+        return self.step(self.batcher(examples, index_B, epoch))
 
     def validate(self, examples: Examples, index_N: Tensor | None = None) -> dict[str, float]:
         """Score the averaged network, each rank on its part of the clips; all know the scores.
@@ -107,14 +121,20 @@ class Learner:
             self.plateau.step(scores["validation_loss"])
         return scores
 
+    def keep(self) -> None:
+        """Keep the averaged weights as they are now: those of the best epoch so far."""
+        self.kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.averaged.state_dict().items()}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that is needed to go on after an epoch: tensors, and what JSON can hold."""
         tensors, rest = self.step.state()
+        tensors |= {f"kept.{name}": tensor for name, tensor in self.kept.items()}
         return tensors, {**rest, "plateau": self.plateau.state_dict()}
 
     def load_state(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.step.load_state(tensors, rest)
+        self.kept = part_of(tensors, "kept.")
         self.plateau.load_state_dict(rest["plateau"])
 
 

@@ -20,8 +20,9 @@ from ser_ray.model.examples import Examples
 from ser_ray.model.speakers import Speakers
 from ser_ray.networks.modules.layers import adopt
 from ser_ray.training.batches import deal_batches, epoch_seed
+from ser_ray.training.capture import Captured
 from ser_ray.training.frames import FrameAugment
-from ser_ray.training.learner import Learner, is_over
+from ser_ray.training.learner import Learner, best_epoch, is_over
 from ser_ray.training.step import Group
 from ser_ray.training.task import Method
 
@@ -67,10 +68,29 @@ class Work:
     should_stop: Callable[[], bool] | None
 
 
+@dataclass(frozen=True)
+class Held:
+    """Rows that a worker holds, for all of its trainings.
+
+    Attributes:
+        shared: As all workers of the node share them, on the CPU.
+        here: The same in the memory of the worker's device.
+        device: That device.
+    """
+
+    shared: Examples
+    here: Examples
+    device: torch.device
+
+    @classmethod
+    def on(cls, device: torch.device, shared: Examples) -> Held:
+        """Bring rows to a device; on the CPU they serve where they are."""
+        return cls(shared, shared if device.type == "cpu" else shared.to(device), device)
+
+
 def run_epochs(
     work: Work,
-    rows: Examples,
-    device: torch.device,
+    rows: Held,
     group: Group | None = None,
     kept: Kept | None = None,
     stream: Stream | None = None,
@@ -80,7 +100,6 @@ def run_epochs(
     Args:
         work: What to train.
         rows: Those of training and validation, or of validation alone where training is streamed.
-        device: Where.
         group: Which worker this is; None for the only one.
         kept: The checkpoint to go on from.
         stream: Gives this worker's batches of one epoch, shuffled by a seed, where rows are streamed.
@@ -91,19 +110,14 @@ def run_epochs(
     Raises:
         DivergedError: The loss exploded, on all workers in the same epoch.
     """
-    group, config = group or Group(), work.method.config
+    group, config, device = group or Group(), work.method.config, rows.device
     torch.set_num_threads(work.threads)
     torch.manual_seed(config.seed)
-    # On the CPU the rows serve where they are, shared with all workers and trials of the node.
-    validation, validation_N = rows, torch.from_numpy(work.validation)
-    if device.type == "cuda" and len(work.validation):
-        validation, validation_N = rows.take(validation_N).to(device), None
+    validation_N = torch.from_numpy(work.validation).to(device)
     train_N = None if work.train is None else torch.from_numpy(work.train)
-    network = _prepare(work, rows, train_N).to(device)
-    if train_N is not None and device.type == "cuda":
-        rows, train_N = rows.to(device), train_N.to(device)
-        rows.values = rows.values.half() if work.method.changes else rows.values
-    learner = _make_learner(work, network, group)
+    network = _prepare(work, rows.shared, train_N).to(device)
+    train_N = None if train_N is None else train_N.to(device)
+    learner = _make_learner(work, network, group, device)
     history: list[dict[str, Any]] = []
     if kept:
         learner.load_state(kept[0], kept[1]["learner"])
@@ -119,10 +133,10 @@ def run_epochs(
             )
         else:
             dealt = deal_batches(train_N, config, epoch, group.rank, group.world)
-            batches, num_batches = ((rows, index_B) for index_B in dealt), len(dealt)
+            batches, num_batches = ((rows.here, index_B) for index_B in dealt), len(dealt)
         train_loss = learner.train_epoch(epoch, batches, num_batches)
         train_s = time.perf_counter() - started
-        scores = learner.validate(validation, validation_N) if len(work.validation) else {}
+        scores = learner.validate(rows.here, validation_N) if len(work.validation) else {}
         if not math.isfinite(train_loss + scores.get("validation_loss", 0.0)) or train_loss > MAX_LOSS:
             raise DivergedError
         history.append(
@@ -137,8 +151,10 @@ def run_epochs(
                 "num_workers": group.world,
             }
         )
+        if best_epoch(history, config.monitor) == epoch:
+            learner.keep()
         yield learner, history
-        if work.should_stop and _all_stop(group.rank == 0 and work.should_stop(), group.world, device):
+        if work.should_stop and all_stop(group.rank == 0 and work.should_stop(), group.world, device):
             return
 
 
@@ -152,7 +168,7 @@ def _prepare(work: Work, rows: Examples, train_N: Tensor | None) -> nn.Module:
     return network
 
 
-def _make_learner(work: Work, network: nn.Module, group: Group) -> Learner:
+def _make_learner(work: Work, network: nn.Module, group: Group, device: torch.device) -> Learner:
     method, augment = work.method, None
     if method.changes:
         fill_M = network.standardize.mean_F.clone()
@@ -163,10 +179,25 @@ def _make_learner(work: Work, network: nn.Module, group: Group) -> Learner:
         return torch.compile(network, dynamic=True) if work.compile else network  # batches differ in size
 
     counts_GC, mixup = torch.from_numpy(work.counts), getattr(method.network, "mixup", 0.0)
-    return Learner(network, method.config, counts_GC, augment, replace(group, wrap=wrap), mixup)
+    learner = Learner(network, method.config, counts_GC, augment, replace(group, wrap=wrap), mixup)
+    if device.type == "cuda":
+        learner.refusal = _why_not_captured(work, group)
+        learner.take = learner.take if learner.refusal else Captured(learner.take)
+    return learner
 
 
-def _all_stop(stop: bool, world: int, device: torch.device) -> bool:
+def _why_not_captured(work: Work, group: Group) -> str:
+    """Say why steps on a GPU differ too much to be captured in a graph; empty where they do not."""
+    if group.world > 1:
+        return "several workers share each step"
+    if work.train is None:
+        return "rows are streamed"
+    if shape_of(work.method.features.arrow_type())[0] is None and not work.method.changes:
+        return "clips differ in length"
+    return ""
+
+
+def all_stop(stop: bool, world: int, device: torch.device) -> bool:
     """Tell all ranks what the first one decided."""
     decision = torch.tensor(int(stop), device=device)
     if world > 1:

@@ -17,12 +17,14 @@ from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ser_ray.training.batches import Batch
+from ser_ray.training.optimizer import TensorAdamW
 from ser_ray.training.settings import TrainConfig
 
 WARM_UP = 0.25  # Part of all steps in which the one-cycle schedule rises.
 START_DIVISOR = 25  # The one-cycle schedule begins with the learning rate over this.
 MOMENTUM = (0.95, 0.85)  # At the ends of the one-cycle schedule, and at its peak.
 MAX_NORM = 5.0  # Largest norm of the gradient under the one-cycle schedule.
+BY_TENSORS = ("cuda",)  # Devices on which what differs from step to step stands in tensors, so that it can be captured.
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Group:
 class Step:
     """Takes steps: holds the network, its averaged copy and the optimizer, and nothing of rows.
 
+    `pace` says where the training is, in this process; calling the step does the rest, on the device alone.
+
     Args:
         network: The network, on its device; standardization fitted.
         config: How to train.
@@ -56,32 +60,38 @@ class Step:
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, group: Group) -> None:
-        self.network, self.config, self.group, self.count = network, config, group, 0
+        self.network, self.config, self.group, self.count, self.decay = network, config, group, 0, 0.0
         self.averaged = copy.deepcopy(network).requires_grad_(False) if config.ema else network
         decayed = [p for p in network.parameters() if p.ndim > 1]
         others = [p for p in network.parameters() if p.ndim <= 1]
         self.device = decayed[0].device
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            fused=True,
-        )
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.by_tensors = self.device.type in BY_TENSORS
+        if self.by_tensors:
+            self.optimizer = TensorAdamW(groups, config.learning_rate)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        self.fade = torch.zeros((), device=self.device)  # 1 - decay, where a captured step reads it
         self.running = group.wrap(network)
 
-    def __call__(self, batch: Batch, progress: float) -> Tensor:
-        """Take one step.
+    def pace(self, progress: float) -> None:
+        """Set what the next step learns by: learning rate, momentum and the decay of the averaged weights.
 
         Args:
-            batch: What to learn from.
             progress: The part of the training that is done, 0 to 1; it paces the one-cycle schedule.
-
-        Returns:
-            The loss, which stays on the device.
         """
-        paced = self.config.schedule == "one-cycle"
-        if paced:
-            self._pace(progress)
+        self.count += 1
+        self.decay = min(self.config.ema, (1 + self.count) / (10 + self.count))  # faster at first
+        for group in self.optimizer.param_groups if self.config.schedule == "one-cycle" else ():
+            rate, momentum = one_cycle(progress)
+            group["lr"], group["betas"] = self.config.learning_rate * rate, (momentum, group["betas"][1])
+        if self.by_tensors:
+            self.optimizer.pace()
+            self.fade.fill_(1 - self.decay)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Take the step that was paced, and return its loss, which stays on the device."""
         norm = batch.weight_B.sum()  # of all ranks; while the network is at work they add it up
         summed = torch.distributed.all_reduce(norm, async_op=True) if self.group.world > 1 else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -94,29 +104,29 @@ class Step:
         loss = (losses_B * batch.weight_B).sum() * self.group.world / norm
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if paced:
+        if self.config.schedule == "one-cycle":
             nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
         self.optimizer.step()
-        self.count += 1
         if self.config.ema:
             self._average()
         return loss.detach()
 
-    def _pace(self, progress: float) -> None:
-        for group in self.optimizer.param_groups:
-            rate, momentum = one_cycle(progress)
-            group["lr"], group["betas"] = self.config.learning_rate * rate, (momentum, group["betas"][1])
-
+    @torch.no_grad()
     def _average(self) -> None:
-        """Move the averaged weights towards those of the step, faster at first."""
-        decay = min(self.config.ema, (1 + self.count) / (10 + self.count))
+        """Move the averaged weights towards those of the step."""
         kept, new = self.averaged.state_dict().values(), self.network.state_dict().values()
         floats, counters = [], []
         for pair in zip(kept, new, strict=True):
             (floats if pair[0].dtype.is_floating_point else counters).append(pair)
-        get_ema_multi_avg_fn(decay)(*map(list, zip(*floats, strict=True)), self.count)
-        for kept, new in counters:
-            kept.copy_(new)
+        kept, new = map(list, zip(*floats, strict=True))
+        if self.by_tensors:
+            ways = torch._foreach_sub(new, kept)
+            torch._foreach_mul_(ways, self.fade)
+            torch._foreach_add_(kept, ways)
+        else:
+            get_ema_multi_avg_fn(self.decay)(kept, new, self.count)
+        if counters:
+            torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that is needed to go on: tensors, and what JSON can hold."""
