@@ -32,6 +32,11 @@ from ser_ray.training.settings import Compute
 from ser_ray.training.task import Fitted, Method, Place, Task, Tell
 from ser_ray.training.worker_rows import usual_speech
 
+TOLD_OF_SCORES = (  # what the model itself says of them
+    *("description", "protocol", "fold", "notes", "made_speech", "num_test", "uar", "accuracy", "macro_f1"),
+    *("interval", "confusion_matrix"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -182,8 +187,13 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
         temperature=model.temperature,
     )
     content = scores.content()
-    told = ("description", "notes", "made_speech", "num_test", "uar", "accuracy")
-    model.facts = {name: content[name] for name in told} | {"versions": used_versions()}
+    learned = parts.train.union(parts.validation)
+    model.facts = {name: content[name] for name in TOLD_OF_SCORES if name in content} | {
+        "per_corpus": {corpus: _tell_corpus(each) for corpus, each in content["per_corpus"].items()},
+        "trained_corpora": sorted(learned.values("corpus")),
+        "sample_rates": sorted(learned.values("sample_rate")),
+        "versions": used_versions(),
+    }
     save_model(model, plan.folder.inner("model").root)
     return plan.folder.finish(scores, predictions, rows.source.store, history)
 
@@ -199,6 +209,10 @@ def _describe(experiment: Experiment, parts: Split) -> str:
     if experiment.start_from:
         text += f" Training starts from {experiment.start_from}, which heard none of the speakers tested here."
     return f"{text} {TOLD}" if experiment.speaker_norm else text
+
+
+def _tell_corpus(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: scores[name] for name in ("num_test", "uar", "accuracy", "interval")}
 
 
 def _join_clips(parts: Split, start: Model | None) -> np.ndarray | None:
