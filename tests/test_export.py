@@ -1,10 +1,15 @@
 """A trained run as one file: it answers as the model does, where neither ser_ray nor torch can be imported."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -22,6 +27,7 @@ from ser_ray.features.arrays import shape_of
 from ser_ray.features.log_mel import LogMel
 from ser_ray.features.summary import Summary
 from ser_ray.features.waveform import Waveform
+from ser_ray.model.answers import answer_windows
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.model import Model
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
@@ -205,6 +211,60 @@ def test_torch_alone_answers_by_a_pt2_file_and_the_notebooks_network_hears_its_w
     given = graph(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))[0]
     wanted = load_model(run).predict(sound, sample_rate=22_050)["probabilities"].iloc[0]
     np.testing.assert_allclose(given[0], wanted, atol=1e-4)
+
+
+@pytest.fixture(scope="session")
+def page(exported, tmp_path_factory):
+    """The address of the demo page with the exported file beside it."""
+    demo = Path(__file__).parent.parent / "docs" / "demo"
+    if not (demo / "runtime").exists():
+        pytest.skip("what the page runs on is not there: bash docs/demo/fetch.sh")
+    folder = tmp_path_factory.mktemp("page") / "demo"
+    shutil.copytree(demo, folder)
+    shutil.copy(exported / "run" / "model" / "model.onnx", folder / "model.onnx")
+    handler = partial(QuietHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_the_page_answers_a_recording_in_a_browser_as_the_model_does(exported, page, browser, tmp_path):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def wait(state):
+        reached = "return document.body.dataset.state"
+        WebDriverWait(browser, 120).until(lambda it: it.execute_script(reached) in (state, "failed"))
+        assert browser.execute_script(reached) == state, browser.find_element("id", "state").text
+
+    sound = np.concatenate([make_sounds(RATE)[9][: 4 * RATE], np.zeros(4 * RATE), make_sounds(RATE)[10][: 3 * RATE]])
+    sf.write(tmp_path / "clip.wav", sound, RATE)
+    browser.get(page)
+    wait("ready")
+    browser.find_element("id", "file").send_keys(str(tmp_path / "clip.wav"))
+    wait("done")
+    answers = browser.execute_script("return globalThis.answers")
+    model = load_model(str(exported / "run"))
+    with (tmp_path / "clip.wav").open("rb") as file:
+        wanted = answer_windows([model], Hearing(file, WindowConfig(window_s=4), model.features))
+    assert [(one["start"], one["end"]) for one in answers] == [(0, 4), (4, 8), (8, 11)]
+    assert answers[1]["probabilities"] is None and np.isnan(wanted[1]).all()
+    for place in (0, 2):
+        np.testing.assert_allclose(answers[place]["probabilities"], wanted[place], atol=1e-3)
+    assert abs(wanted[0] - wanted[2]).max() > 0.01
+    drawn = [box.get_attribute("title") for box in browser.find_elements("css selector", "#timeline .window")]
+    assert drawn[1] == "0:04.0 to 0:08.0: silent" and "happy" in drawn[0] and len(drawn) == 3
+    browser.find_element("id", "record").click()
+    WebDriverWait(browser, 30).until(lambda it: it.find_element("id", "record").text.startswith("■"))
+    time.sleep(1.5)  # the beeps of a browser's own microphone
+    browser.find_element("id", "record").click()
+    WebDriverWait(browser, 60).until(lambda it: it.execute_script("return globalThis.answers")[0]["end"] < 4)
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
