@@ -32,6 +32,7 @@ class Flags:
         input: Recordings, folders of them, patterns such as `calls/*.mp3`, or tables (CSV, Parquet) with a column
             `path` and, for parts of recordings, `start` and `end` in seconds; here or at URIs.
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on.
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         csv: Write `windows.csv` as well.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -39,6 +40,7 @@ class Flags:
     run: tuple[str, ...] = ()
     input: tuple[str, ...] = ()
     output: str | None = None
+    encoder: tuple[str, ...] = ()
     csv: bool = False
     config: str | None = None
 
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS --output FOLDER")
     output = Output(storage.normalize(flags.output))
     output.refuse_finished()
-    together = open_models(flags.run)
+    together = open_models(flags.run, flags.encoder)
     predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), as_csv=flags.csv)
     say(f"Answers: {output.root} (windows/, recordings.parquet, predict.json)")
 

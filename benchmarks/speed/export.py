@@ -2,10 +2,10 @@
 
     python benchmarks/speed/export.py --json export.json
 
-The default model, untrained, with its five views, is exported to ONNX and answers by onnxruntime on one thread; the model
-answers by torch on one thread, features included. Calls alternate, and the median of each counts, so that a machine that
-is busy slows both. Besides, features alone: the graph's transform, one strided convolution, against `torch.fft.rfft` in
-float64 as the product computes it, both in onnxruntime.
+The default model, untrained, with its five views, is exported to ONNX and answers by onnxruntime on one thread; the
+model answers by torch on one thread, features included. Calls alternate, and the median of each counts, so that a
+machine that is busy slows both. Besides, features alone: the graph's transform, one strided convolution, against
+`torch.fft.rfft` in float64 as the product computes it, both in onnxruntime.
 """
 
 import os
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -111,6 +112,7 @@ class Plain(torch.nn.Module):
         self.kernel = LogMel().kernel()
 
     def forward(self, waveform_BT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features and each waveform's number of frames."""
         return self.kernel(waveform_BT, lengths_B)
 
 
@@ -134,8 +136,8 @@ def main(argv: list[str]) -> None:
             feed = {"waveform": padded_BT, "lengths": lengths_B}
             row = {"what": name}
             pairs = {
-                ("onnxruntime_ms", "torch_ms"): (lambda: run(padded_BT, lengths_B), lambda: product(sounds)),
-                ("waves_ms", "rfft_ms"): (lambda: waves.run(None, feed), lambda: plain.run(None, feed)),
+                ("onnxruntime_ms", "torch_ms"): (partial(run, padded_BT, lengths_B), partial(product, sounds)),
+                ("waves_ms", "rfft_ms"): (partial(waves.run, None, feed), partial(plain.run, None, feed)),
             }
             for names, both in pairs.items():
                 row |= {each: 1e3 * value for each, value in zip(names, alternate(*both), strict=True)}

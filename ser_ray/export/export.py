@@ -17,6 +17,7 @@ from ser_ray.export.graph import Answering, trace
 from ser_ray.export.moments import read_moments
 from ser_ray.export.proof import prove
 from ser_ray.export.record import describe_models, describe_proof, find_models
+from ser_ray.model.encoders import locate_encoders
 from ser_ray.model.files import load_models
 
 
@@ -29,10 +30,12 @@ class ExportConfig:
             resampled in the file.
         speaker_moments: For a model that normalizes by speaker: a recording of the one speaker whom the file is to
             hear, or a JSON file with `frames`, `mean` and `std` of its features (docs/export.md).
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
     """
 
     input_rate: int | None = between(None, 1_000, 384_000, optional=True)
     speaker_moments: str | None = None
+    encoder: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -59,7 +62,7 @@ def export_runs(runs: Sequence[str], output: str, config: ExportConfig | None = 
     if storage.exists(output):
         raise UserError(f"--output {output} is there already; choose another name, or remove it")
     roots = find_models(runs)
-    models = load_models(roots)
+    models = locate_encoders(load_models(roots), config.encoder)
     features = models[0].features
     known = None
     if any(model.speaker_norm for model in models):

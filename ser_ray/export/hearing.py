@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ser_ray.base.errors import UserError
 from ser_ray.features.encoder import Encoder
+from ser_ray.features.encoder_files import HOP
 from ser_ray.features.kernels.spectra import LogMelKernel, SummaryKernel
 from ser_ray.features.log_mel import LogMel
 from ser_ray.features.spec import Features
@@ -133,19 +134,18 @@ class _SummaryGraph(_Waves, SummaryKernel):
 
 
 class _EncoderGraph(nn.Module):
-    """A pretrained encoder, which hears one clip at a time."""
+    """A pretrained encoder, which hears whole frames of one clip at a time; rows are rounded as stores hold them."""
 
     def __init__(self, config: Encoder) -> None:
         super().__init__()
-        kernel = config.kernel()
-        self.network, self.normalizes = kernel.network, kernel.normalizes
+        self.kernel = config.kernel()
+        self.network, self.first = self.kernel.network, self.kernel.found.first_samples
 
     def forward(self, waveform_1T: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        if self.normalizes:
-            variance, mean = torch.var_mean(waveform_1T, correction=0)
-            waveform_1T = (waveform_1T - mean) / (variance + 1e-7).sqrt()
-        states = [torch.cat([state.mean(0), state.std(0, correction=0)]) for state in self.network(waveform_1T)]
-        return torch.stack(states)[None], lengths_B
+        count = self.first + (waveform_1T.shape[1] - self.first) // HOP * HOP
+        row_1SD = self.kernel.pool(waveform_1T[:, :count])
+        half_1SD = row_1SD.half().float()
+        return torch.where(half_1SD.isfinite().all(), half_1SD, row_1SD), lengths_B
 
 
 def build_features(features: Features) -> nn.Module:

@@ -51,12 +51,13 @@ print({label: round(float(p), 3) for label, p in zip(labels, probabilities)})
 """
 
 
-def model_card(config: dict[str, Any], corpora: Sequence[str]) -> str:
+def model_card(config: dict[str, Any], corpora: Sequence[str], origin: str = "") -> str:
     """Return the card of a model.
 
     Args:
         config: Content of `config.json`.
         corpora: What it was trained on, by name.
+        origin: Which encoder makes its features, in words; empty where none does.
     """
     facts, labels = config["facts"], config["labels"]["names"]
     made = bool(facts.get("made_speech"))
@@ -65,7 +66,7 @@ def model_card(config: dict[str, Any], corpora: Sequence[str]) -> str:
         f"---\n{metadata}---\n\n# {config['network']['model']}: emotions in speech\n",
         *(f"**{note}**\n" for note in facts.get("notes", ())),
         f"It hears speech and tells apart: {', '.join(labels)}.\n",
-        *_who(config),
+        *_who(config, origin),
         "## How it was tested\n",
         *_scores(facts),
         *_confusions(facts, labels),
@@ -118,11 +119,13 @@ def _metadata(config: dict[str, Any], corpora: Sequence[str]) -> dict[str, Any]:
     return metadata
 
 
-def _who(config: dict[str, Any]) -> Iterator[str]:
+def _who(config: dict[str, Any], origin: str) -> Iterator[str]:
     features = config["features"]
     several = f": {config['members']} of them, which answer by their mean" if config["members"] > 1 else ""
     yield f"- network: {config['network']['model']}{several}"
     yield f"- features: {features['kind']}, from sound at {features['sample_rate']} Hz"
+    if origin:
+        yield f"- encoder: {origin}"
     if config["speaker_norm"]:
         yield "- it normalizes by speaker: best where many clips of each are known, of mixed emotions"
     for name, value in config["facts"].get("versions", {}).items():

@@ -54,7 +54,8 @@ def save_model(model: Model, folder: str) -> None:
         weights[TRAINED_CLIPS] = torch.from_numpy(model.trained_clips)
     data = safetensors.torch.save(weights)
     storage.write(storage.join(folder, "model.safetensors"), lambda stream: stream.write(data))
-    storage.write_text(storage.join(folder, "README.md"), model_card(config, model.trained_corpora))
+    origin = model.features.origin() if hasattr(model.features, "origin") else ""
+    storage.write_text(storage.join(folder, "README.md"), model_card(config, model.trained_corpora, origin))
     storage.write_json(storage.join(folder, "config.json"), config)  # last: its presence says the rest is there
 
 
