@@ -17,6 +17,7 @@ import safetensors.numpy
 import soundfile as sf
 import torch
 import yaml
+from test_encoders import write_whisper
 
 from ser_ray.base.errors import UserError
 from ser_ray.export.export import export_runs
@@ -24,6 +25,7 @@ from ser_ray.export.hearing import Ears
 from ser_ray.export.moments import read_moments
 from ser_ray.export.proof import LEAST_RANGE, TOLERANCE, Proof, answer_first, make_sounds, pad_sounds
 from ser_ray.features.arrays import shape_of
+from ser_ray.features.encoder import Encoder
 from ser_ray.features.log_mel import LogMel
 from ser_ray.features.summary import Summary
 from ser_ray.features.waveform import Waveform
@@ -33,6 +35,7 @@ from ser_ray.model.model import Model
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.networks.probe import ProbeSpec
 from ser_ray.speech.emotions import LabelSet
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -265,6 +268,25 @@ def test_the_page_answers_a_recording_in_a_browser_as_the_model_does(exported, p
     browser.find_element("id", "record").click()
     WebDriverWait(browser, 60).until(lambda it: it.execute_script("return globalThis.answers")[0]["end"] < 4)
     assert browser.get_log("browser") == []
+
+
+def test_a_probe_goes_with_its_encoder_inside(tmp_path):
+    encoder = Encoder(write_whisper(tmp_path / "whisper"))
+    torch.manual_seed(0)
+    network = ProbeSpec(hidden=8).build(shape_of(encoder.arrow_type()), 8).eval()
+    sounds, kernel = make_sounds(RATE)[:9], encoder.kernel()
+    rows = torch.stack([torch.from_numpy(kernel.rows(sound, "", ("none",), 0)[0]) for sound in sounds])
+    network.standardize.set(rows.mean(0), rows.std(0))
+    model = Model([network], ProbeSpec(hidden=8), encoder, LabelSet(), facts=FACTS)
+    save_model(model, str(tmp_path / "run" / "model"))
+    facts = export_runs([str(tmp_path / "run")], str(tmp_path / "model.onnx"))
+    assert facts["proof"]["batches"] == (1,) and facts["proof"]["varies"] > 0.1
+    assert (tmp_path / "run" / "model" / "README.md").read_text().count("- encoder: ") == 1
+    (tmp_path / "whisper").rename(tmp_path / "elsewhere")  # the file needs neither folder
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for sound in sounds[2:5]:
+        answer = session.run(None, {"waveform": sound[None], "lengths": np.array([len(sound)])})[0][0]
+        np.testing.assert_allclose(answer, answer_first([model], sound, RATE), atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])

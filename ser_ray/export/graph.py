@@ -85,7 +85,7 @@ def trace(answering: Answering, input_rate: int) -> torch.export.ExportedProgram
         input_rate: Sample rate of the waveforms, Hz.
     """
     alone = isinstance(answering.ears.kind, Encoder)
-    batch, size = (1, None) if alone else (2, torch.export.Dim.DYNAMIC)
+    batch, size = (1, torch.export.Dim.STATIC) if alone else (2, torch.export.Dim.DYNAMIC)
     waveform_BT = 0.1 * torch.randn(batch, int(_TRACED_S * input_rate), generator=torch.Generator().manual_seed(0))
     lengths_B = torch.full((batch,), waveform_BT.shape[1])
     shapes = ({0: size, 1: torch.export.Dim.DYNAMIC}, {0: size})
