@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     voice_T = np.resize(make_sounds(rate)[13], 30 * rate)
     with tempfile.TemporaryDirectory() as folder:
         path, started = f"{folder}/model.onnx", time.perf_counter()
-        write_onnx(trace(Answering([model], rate), rate), path)
+        write_onnx(trace(Answering([model], [1.0], rate), rate), path)
         exported_s, size = time.perf_counter() - started, os.path.getsize(path)
         run = open_onnx(path, threads=1)
         proof = prove([model], run, rate)

@@ -71,7 +71,7 @@ def export_runs(runs: Sequence[str], output: str, config: ExportConfig | None = 
         raise UserError("--speaker-moments is for models that normalize by speaker, and this one does without")
     rate = config.input_rate or features.sample_rate
     facts = describe_models(runs, roots, models) | {"sample_rate": rate}
-    program = trace(Answering(models, rate, known), rate)
+    program = trace(Answering(models, [1 / len(models)] * len(models), rate, known), rate)
     say(f"{len(models)} {'model' if len(models) == 1 else 'models'}, traced; written as {suffix} next, and proved")
     with tempfile.TemporaryDirectory() as folder:
         draft = os.path.join(folder, f"model{suffix}")

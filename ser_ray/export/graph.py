@@ -25,7 +25,8 @@ class Answering(nn.Module):
     """Answers by some models together, in one graph.
 
     Args:
-        models: Models of the same features and labels.
+        models: Models of the same labels; those of the same features hear with the same ears.
+        weights: How much each counts, 1 in all.
         input_rate: Sample rate of the waveforms, Hz.
         known: What is known of the one speaker who is to be heard, for models that normalize by speaker.
 
@@ -33,10 +34,15 @@ class Answering(nn.Module):
         UserError: A model cannot be exported; the message says why.
     """
 
-    def __init__(self, models: Sequence[Model], input_rate: int, known: Known | None = None) -> None:
+    def __init__(
+        self, models: Sequence[Model], weights: Sequence[float], input_rate: int, known: Known | None = None
+    ) -> None:
         super().__init__()
-        self.ears = Ears(models[0].features, input_rate)
-        self.voices = nn.ModuleList(_Voice(model, known) for model in models)
+        kinds = list(dict.fromkeys(model.features for model in models))
+        self.hears_one = any(isinstance(kind, Encoder) for kind in kinds)
+        self.ears = nn.ModuleList(Ears(kind, input_rate) for kind in kinds)
+        self.heard_by = [kinds.index(model.features) for model in models]
+        self.voices, self.weights = nn.ModuleList(_Voice(model, known) for model in models), tuple(weights)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and calibrated logits, both `[B, C]` float32.
@@ -45,11 +51,12 @@ class Answering(nn.Module):
             waveform: float32 samples `[B, T]`, full scale 1, padded to one length.
             lengths: Samples of each without padding, `[B]` int64.
         """
-        features, counts_B = self.ears(waveform, lengths)
-        logits_BC = [voice(features, counts_B) for voice in self.voices]
+        heard = [ears(waveform, lengths) for ears in self.ears]
+        logits_BC = [voice(*heard[kind]) for voice, kind in zip(self.voices, self.heard_by, strict=True)]
         together_BC = logits_BC[0]
         if len(logits_BC) > 1:  # the mean of their log-probabilities, as `model.calibration.pool_answers` does
-            together_BC = torch.stack([each_BC.log_softmax(1) for each_BC in logits_BC]).mean(0)
+            pairs = zip(self.weights, logits_BC, strict=True)
+            together_BC = torch.stack([weight * each_BC.log_softmax(1) for weight, each_BC in pairs]).sum(0)
         return together_BC.softmax(1), together_BC
 
 
@@ -84,8 +91,7 @@ def trace(answering: Answering, input_rate: int) -> torch.export.ExportedProgram
         answering: What answers.
         input_rate: Sample rate of the waveforms, Hz.
     """
-    alone = isinstance(answering.ears.kind, Encoder)
-    batch, size = (1, torch.export.Dim.STATIC) if alone else (2, torch.export.Dim.DYNAMIC)
+    batch, size = (1, torch.export.Dim.STATIC) if answering.hears_one else (2, torch.export.Dim.DYNAMIC)
     waveform_BT = 0.1 * torch.randn(batch, int(_TRACED_S * input_rate), generator=torch.Generator().manual_seed(0))
     lengths_B = torch.full((batch,), waveform_BT.shape[1])
     shapes = ({0: size, 1: torch.export.Dim.DYNAMIC}, {0: size})

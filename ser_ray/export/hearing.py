@@ -43,7 +43,7 @@ class Ears(nn.Module):
         super().__init__()
         self.window = _Window(features, input_rate)
         self.resample = nn.Identity() if input_rate == features.sample_rate else _Resample(input_rate, features)
-        self.kind, self.features = features, build_features(features)
+        self.features = build_features(features)
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return features of waveforms, padded where their lengths vary, and each one's number of frames.
