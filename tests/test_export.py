@@ -32,6 +32,7 @@ from ser_ray.features.waveform import Waveform
 from ser_ray.model.answers import answer_windows
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
@@ -108,7 +109,7 @@ np.savez("answers.npz", together=together, each=each)
 """
     run_alone(code, exported)
     answers = np.load(exported / "answers.npz")
-    wanted = [answer_first([model], sound, RATE) for sound in sounds]
+    wanted = [answer_first(Together.of([model]), sound, RATE) for sound in sounds]
     assert np.ptp(wanted, axis=0).max() > 0.05
     for name in ("together", "each"):
         np.testing.assert_allclose(answers[name], wanted, atol=1e-4)
@@ -151,7 +152,7 @@ def test_the_example_on_the_card_runs_by_onnxruntime_soundfile_and_numpy_alone(e
     sound = make_sounds(RATE)[4]
     sf.write(folder / "clip.wav", sound, RATE, subtype="FLOAT")
     told = json.loads(run_alone(example, folder).replace("'", '"'))
-    wanted = answer_first([load_model(str(folder))], sound, RATE)
+    wanted = answer_first(Together.of([load_model(str(folder))]), sound, RATE)
     assert list(told) == ["happy", "sad"] and np.allclose(list(told.values()), wanted, atol=1e-3)
 
 
@@ -183,6 +184,8 @@ def test_a_model_of_made_speech_claims_no_language(tmp_path):
 def test_a_cross_validated_run_answers_by_all_its_folds_and_one_speakers_moments(job, tmp_path):
     a_run(tmp_path / "cv" / "fold-0")
     a_run(tmp_path / "cv" / "fold-1", seed=1, speaker_norm=True, temperature=0.06)
+    for folder in ("cv/fold-0", "cv/fold-1", "cv"):
+        (tmp_path / folder / "metrics.json").write_text(json.dumps(FACTS))
     sound = np.concatenate(make_sounds(RATE)[8:12])
     sf.write(tmp_path / "voice.wav", sound, RATE, subtype="FLOAT")
     words = ("export", "--run", "cv", "--output", "model.onnx")
@@ -192,11 +195,11 @@ def test_a_cross_validated_run_answers_by_all_its_folds_and_one_speakers_moments
     assert (code, err) == (0, ""), err
     assert "2 models answer together here" in out
     models = [load_model(f"cv/fold-{fold}") for fold in range(2)]
-    known = read_moments("voice.wav", models[0].features)
+    together, known = Together.of(models), read_moments("voice.wav", models[0].features)
     session, clip = onnxruntime.InferenceSession("model.onnx"), make_sounds(RATE)[5]
     answer = session.run(None, {"waveform": clip[None], "lengths": np.array([len(clip)])})[0][0]
-    np.testing.assert_allclose(answer, answer_first(models, clip, RATE, known), atol=1e-4)
-    assert not np.allclose(answer, answer_first(models, clip, RATE), atol=1e-3)
+    np.testing.assert_allclose(answer, answer_first(together, clip, RATE, {models[0].features: known}), atol=1e-4)
+    assert not np.allclose(answer, answer_first(together, clip, RATE), atol=1e-3)
     frames = known.sums_2F / known.frames
     moments = {"frames": known.frames, "mean": frames[0], "std": np.sqrt(frames[1] - frames[0] ** 2)}
     Path("moments.json").write_text(json.dumps(moments, default=np.ndarray.tolist))
@@ -286,7 +289,7 @@ def test_a_probe_goes_with_its_encoder_inside(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for sound in sounds[2:5]:
         answer = session.run(None, {"waveform": sound[None], "lengths": np.array([len(sound)])})[0][0]
-        np.testing.assert_allclose(answer, answer_first([model], sound, RATE), atol=1e-4)
+        np.testing.assert_allclose(answer, answer_first(Together.of([model]), sound, RATE), atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
@@ -294,7 +297,7 @@ def test_sound_of_another_rate_is_resampled_nearly_as_the_product_does(rate):
     ears, kernel = Ears(LogMel(), rate).eval(), LogMel().kernel()
     for sound in make_sounds(rate)[2:8]:
         with as_file(sound, rate) as file:
-            ((_, resampled),) = Hearing(file, WindowConfig(window_s=30), LogMel()).sounds()
+            ((_, resampled),) = Hearing(file, WindowConfig(window_s=30), LogMel()).sounds(RATE)
         with torch.inference_mode():
             waveform, lengths = ears.resample(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))
             frames, counts = ears(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))

@@ -35,6 +35,7 @@ from ser_ray.features.arrays import encode_features, shape_of
 from ser_ray.features.log_mel import LogMel
 from ser_ray.model.examples import Examples
 from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.speech.emotions import LabelSet
 
@@ -123,10 +124,10 @@ def main(argv: list[str]) -> None:
     voice_T = np.resize(make_sounds(rate)[13], 30 * rate)
     with tempfile.TemporaryDirectory() as folder:
         path, started = f"{folder}/model.onnx", time.perf_counter()
-        write_onnx(trace(Answering([model], [1.0], rate), rate), path)
+        write_onnx(trace(Answering([model], [1.0], rate, {}), rate), path)
         exported_s, size = time.perf_counter() - started, os.path.getsize(path)
         run = open_onnx(path, threads=1)
-        proof = prove([model], run, rate)
+        proof = prove(Together.of([model]), run, rate, {})
         say(f"exported in {exported_s:.0f} s, {size / 1e6:.1f} MB; {proof}")
         product = by_torch(model)
         plain, waves = open_features(Plain(), f"{folder}/a"), open_features(build_features(LogMel()), f"{folder}/b")

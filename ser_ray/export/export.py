@@ -16,9 +16,8 @@ from ser_ray.export.formats import FORMATS, note_onnx, write_onnx, write_pt2
 from ser_ray.export.graph import Answering, trace
 from ser_ray.export.moments import read_moments
 from ser_ray.export.proof import prove
-from ser_ray.export.record import describe_models, describe_proof, find_models
-from ser_ray.model.encoders import locate_encoders
-from ser_ray.model.files import load_models
+from ser_ray.export.record import describe_models, describe_proof
+from ser_ray.model.together import open_models
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,14 @@ def export_runs(runs: Sequence[str], output: str, config: ExportConfig | None = 
         raise UserError(f"--output {output}: choose a file that ends in {' or '.join(FORMATS)}")
     if storage.exists(output):
         raise UserError(f"--output {output} is there already; choose another name, or remove it")
-    roots = find_models(runs)
-    models = locate_encoders(load_models(roots), config.encoder)
-    features = models[0].features
-    known = None
-    if any(model.speaker_norm for model in models):
-        known = read_moments(config.speaker_moments, features) if config.speaker_moments else None
-    elif config.speaker_moments:
+    together = open_models(runs).locate(config.encoder)
+    models, rate = together.models, config.input_rate or together.features[0].sample_rate
+    normed = {model.features for model in models if model.speaker_norm}
+    if config.speaker_moments and not normed:
         raise UserError("--speaker-moments is for models that normalize by speaker, and this one does without")
-    rate = config.input_rate or features.sample_rate
-    facts = describe_models(runs, roots, models) | {"sample_rate": rate}
-    program = trace(Answering(models, [1 / len(models)] * len(models), rate, known), rate)
+    known = {kind: read_moments(config.speaker_moments, kind) for kind in normed} if config.speaker_moments else {}
+    facts = describe_models(together) | {"sample_rate": rate}
+    program = trace(Answering(models, together.weights, rate, known), rate)
     say(f"{len(models)} {'model' if len(models) == 1 else 'models'}, traced; written as {suffix} next, and proved")
     with tempfile.TemporaryDirectory() as folder:
         draft = os.path.join(folder, f"model{suffix}")
@@ -79,7 +75,7 @@ def export_runs(runs: Sequence[str], output: str, config: ExportConfig | None = 
             write_onnx(program, draft)
         else:
             write_pt2(program, draft, facts)
-        proof = prove(models, FORMATS[suffix](draft), rate, known)
+        proof = prove(together, FORMATS[suffix](draft), rate, known)
         if wrong := proof.failure():
             raise UserError(f"{output} is not written: {wrong}")
         facts |= {"proof": describe_proof(proof)}

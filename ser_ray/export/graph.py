@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ser_ray.base.errors import UserError
 from ser_ray.export.hearing import Ears
 from ser_ray.features.encoder import Encoder
+from ser_ray.features.spec import Features
 from ser_ray.model.model import Model
 from ser_ray.model.speakers import Known
 from ser_ray.model.views import Views
@@ -28,21 +29,24 @@ class Answering(nn.Module):
         models: Models of the same labels; those of the same features hear with the same ears.
         weights: How much each counts, 1 in all.
         input_rate: Sample rate of the waveforms, Hz.
-        known: What is known of the one speaker who is to be heard, for models that normalize by speaker.
+        known: What is known of the one speaker who is to be heard, by kind of features, for models that normalize.
 
     Raises:
         UserError: A model cannot be exported; the message says why.
     """
 
     def __init__(
-        self, models: Sequence[Model], weights: Sequence[float], input_rate: int, known: Known | None = None
+        self, models: Sequence[Model], weights: Sequence[float], input_rate: int, known: dict[Features, Known]
     ) -> None:
         super().__init__()
         kinds = list(dict.fromkeys(model.features for model in models))
         self.hears_one = any(isinstance(kind, Encoder) for kind in kinds)
-        self.ears = nn.ModuleList(Ears(kind, input_rate) for kind in kinds)
+        self.ears = nn.ModuleList(Ears(kind, input_rate, kinds[0]) for kind in kinds)
         self.heard_by = [kinds.index(model.features) for model in models]
-        self.voices, self.weights = nn.ModuleList(_Voice(model, known) for model in models), tuple(weights)
+        self.voices, self.weights = (
+            nn.ModuleList(_Voice(model, known.get(model.features)) for model in models),
+            tuple(weights),
+        )
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and calibrated logits, both `[B, C]` float32.

@@ -34,14 +34,15 @@ class Ears(nn.Module):
     Args:
         features: What is made.
         input_rate: Sample rate of the waveforms, Hz.
+        window: Features whose window is heard, where several kinds hear the same one.
 
     Raises:
         UserError: Such features have no graph; the message says why.
     """
 
-    def __init__(self, features: Features, input_rate: int) -> None:
+    def __init__(self, features: Features, input_rate: int, window: Features | None = None) -> None:
         super().__init__()
-        self.window = _Window(features, input_rate)
+        self.window = _Window(window or features, input_rate)
         self.resample = nn.Identity() if input_rate == features.sample_rate else _Resample(input_rate, features)
         self.features = build_features(features)
 

@@ -50,7 +50,7 @@ def _from_recording(path: str, features: Features) -> Known:
     kernel, known = features.kernel(), Known()
     with storage.open_read(path) as file:
         hearing = Hearing(file, WindowConfig(), features)
-        for place, sound_T in hearing.sounds():
+        for place, sound_T in hearing.sounds(features.sample_rate):
             values = kernel.rows(sound_T, str(place), ("none",), 0)[0]
             frames_NF = values if is_framed(features) else values[None]
             known = Known(known.frames + len(frames_NF), known.sums_2F + sums_of(frames_NF))

@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from ser_ray.features.arrays import encode_features
 from ser_ray.features.encoder import Encoder
+from ser_ray.features.spec import Features
 from ser_ray.model.answers import answer_windows
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.examples import Examples
-from ser_ray.model.model import Model
 from ser_ray.model.speakers import Known
+from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.speech.audio import to_rate
 from ser_ray.speech.emotions import EMOTIONS
@@ -70,27 +71,27 @@ class Proof:
         return ""
 
 
-def prove(models: Sequence[Model], run: Runner, rate: int, known: Known | None = None) -> Proof:
+def prove(together: Together, run: Runner, rate: int, known: dict[Features, Known]) -> Proof:
     """Compare what a file and the models say of made speech of all emotions.
 
     Args:
-        models: Whose answers the file shall give.
+        together: Whose answers the file shall give.
         run: Gives probabilities and logits `[B, C]` of waveforms `[B, T]` at `rate` and their lengths `[B]`.
         rate: Sample rate that the file takes, Hz.
-        known: What is known of the one speaker, for models that normalize by speaker.
+        known: What is known of the one speaker, by kind of features, for models that normalize by speaker.
     """
     sounds = make_sounds(rate)
-    expected_NC = np.stack([answer_first(models, sound_T, rate, known) for sound_T in sounds])
-    batches = (1,) if isinstance(models[0].features, Encoder) else (1, BATCH)
+    expected_NC = np.stack([answer_first(together, sound_T, rate, known) for sound_T in sounds])
+    batches = (1,) if any(isinstance(kind, Encoder) for kind in together.features) else (1, BATCH)
     probability, logit, given_NC = 0.0, 0.0, expected_NC
     for size in batches:
         parts = [run(*pad_sounds(sounds[i : i + size])) for i in range(0, len(sounds), size)]
         given_NC, logits_NC = (np.concatenate(part) for part in zip(*parts, strict=True))
         probability = np.maximum(probability, np.abs(given_NC - expected_NC).max())
         wanted_NC = np.log(np.maximum(expected_NC, _TINY))
-        distance_NC = _centered(logits_NC) - _centered(wanted_NC)
-        logit = np.maximum(logit, np.abs(distance_NC).max())
+        logit = np.maximum(logit, np.abs(_centered(logits_NC) - _centered(wanted_NC)).max())
     lengths_s = [len(sound_T) / rate for sound_T in sounds]
+    same_rate = all(kind.sample_rate == rate for kind in together.features)
     return Proof(
         clips=len(sounds),
         seconds=(round(min(lengths_s), 3), round(max(lengths_s), 3)),
@@ -98,7 +99,7 @@ def prove(models: Sequence[Model], run: Runner, rate: int, known: Known | None =
         probabilities=float(probability),
         logits=float(logit),
         varies=float(np.ptp(given_NC, axis=0).max()),
-        tolerance=TOLERANCE if rate == models[0].features.sample_rate else RESAMPLED,
+        tolerance=TOLERANCE if same_rate else RESAMPLED,
     )
 
 
@@ -120,21 +121,24 @@ def make_sounds(rate: int) -> list[np.ndarray]:
     return sounds
 
 
-def answer_first(models: Sequence[Model], sound_T: np.ndarray, rate: int, known: Known | None = None) -> np.ndarray:
+def answer_first(
+    together: Together, sound_T: np.ndarray, rate: int, known: dict[Features, Known] | None = None
+) -> np.ndarray:
     """Return the product's probabilities `[C]` for the first window of a sound, as long as the features hear."""
-    features = models[0].features
-    window_s = features.duration_s or len(sound_T) / rate
+    window_s = together.features[0].duration_s or len(sound_T) / rate
     with as_file(sound_T, rate) as file:
-        hearing = Hearing(file, WindowConfig(window_s=max(0.1, window_s)), features)
-        if known is None:
-            return answer_windows(models, hearing)[0]
-        _, window_T = next(hearing.sounds())
-    row = features.kernel().rows(window_T, "", ("none",), 0)[0]
-    columns = {"utterance_id": [""], "corpus": [""], "speaker_id": [""], "emotion": [models[0].labels.names[0]]}
-    table = pa.table({**columns, "features": encode_features([row], features.arrow_type())})
-    normalized = [Examples.from_table(table, model.labels, [""], model.normalizer({"": known})) for model in models]
-    each = [model.answer(examples) for model, examples in zip(models, normalized, strict=True)]
-    return (pool_answers(each) if len(each) > 1 else each[0])[0]
+        hearing = Hearing(file, WindowConfig(window_s=max(0.1, window_s)), together.features[0])
+        if not known:
+            return answer_windows(together.models, hearing, together.weights)[0]
+        heard = {kind: next(hearing.sounds(kind.sample_rate))[1] for kind in together.features}
+    each = []
+    for model in together.models:
+        row = model.features.kernel().rows(heard[model.features], "", ("none",), 0)[0]
+        columns = {name: [""] for name in ("utterance_id", "corpus", "speaker_id", "emotion")}
+        table = pa.table({**columns, "features": encode_features([row], model.features.arrow_type())})
+        normalizer = model.normalizer({"": known[model.features]}) if model.speaker_norm else None
+        each.append(model.answer(Examples.from_table(table, model.labels, [""], normalizer)))
+    return (pool_answers(each, together.weights) if len(each) > 1 else each[0])[0]
 
 
 def pad_sounds(sounds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
