@@ -1,6 +1,5 @@
 import base64
 import io
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -280,23 +279,6 @@ def test_heavy_libraries_stay_out():
     code = "import sys, ser_ray.scores.report, ser_ray.scores.metrics; "
     code += "print({'torch', 'librosa', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("chromium and chromium-driver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = ("background-networking", "component-update", "gpu", "quic", "sync")
-    for flag in ("headless", "no-sandbox", "no-first-run", *(f"disable-{each}" for each in quiet)):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("name", ["run", "leaky", "folds", "comparison"])

@@ -16,6 +16,7 @@ JOBS = {
     "tune": "search for better settings, on validation speakers",
     "evaluate": "score a trained model on other corpora; compare two runs",
     "predict": "answer any recordings, window by window",
+    "export": "write a trained model as one file that runs anywhere",
 }
 COMPLETION = "--tyro-print-completion"
 HELP = """\
@@ -68,6 +69,8 @@ def find_job(name: str) -> Job:
         from ser_ray.commands.evaluate import evaluate_job as job
     elif name == "predict":
         from ser_ray.commands.predict import predict_job as job
+    elif name == "export":
+        from ser_ray.commands.export import export_job as job
     else:
         raise ValueError(name)
     return job

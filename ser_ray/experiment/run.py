@@ -36,6 +36,11 @@ from ser_ray.training.settings import Compute
 from ser_ray.training.task import Fitted, Method, Place, Task, Tell
 from ser_ray.training.worker_rows import usual_speech
 
+TOLD_OF_SCORES = (  # what the model itself says of them
+    *("description", "protocol", "fold", "notes", "made_speech", "num_test", "uar", "accuracy", "macro_f1"),
+    *("interval", "confusion_matrix"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -196,8 +201,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted], device: str) -> dict[str, A
         temperature=model.temperature,
     )
     content = scores.content()
-    told = ("description", "notes", "made_speech", "num_test", "uar", "accuracy")
-    model.facts = {name: content[name] for name in told} | {"versions": used_versions()}
+    model.facts = _tell_facts(content, parts)
     model.facts["notes"] = [note for note in content["notes"] if note != plan.leaks.get("encoder")]  # of these scores
     save_model(model, plan.folder.inner("model").root)
     return plan.folder.finish(scores, predictions, rows.source.store, history, validation)
@@ -214,6 +218,19 @@ def _describe(experiment: Experiment, parts: Split) -> str:
     if experiment.start_from:
         text += f" Training starts from {experiment.start_from}, which heard none of the speakers tested here."
     return f"{text} {TOLD}" if experiment.speaker_norm else text
+
+
+def _tell_facts(content: dict[str, Any], parts: Split) -> dict[str, Any]:
+    """Return what the model itself says of its scores and of what it was trained on."""
+    learned, of_a_corpus = parts.train.union(parts.validation), ("num_test", "uar", "accuracy", "interval")
+    return {name: content[name] for name in TOLD_OF_SCORES if name in content} | {
+        "per_corpus": {
+            corpus: {name: scores[name] for name in of_a_corpus} for corpus, scores in content["per_corpus"].items()
+        },
+        "trained_corpora": sorted(learned.values("corpus")),
+        "sample_rates": sorted(learned.values("sample_rate")),
+        "versions": used_versions(),
+    }
 
 
 def _join_clips(parts: Split, start: Model | None) -> np.ndarray | None:

@@ -22,7 +22,8 @@ from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.features.arrays import shape_of
 from ser_ray.features.spec import read_features, write_features
-from ser_ray.model.domain import describe_domain, read_domain, write_domain
+from ser_ray.model.card import model_card
+from ser_ray.model.domain import read_domain, write_domain
 from ser_ray.model.model import Model
 from ser_ray.networks.spec import read_network, write_network
 from ser_ray.speech.emotions import LabelSet
@@ -55,7 +56,8 @@ def save_model(model: Model, folder: str) -> None:
         weights[TRAINED_CLIPS] = torch.from_numpy(model.trained_clips)
     data = safetensors.torch.save(weights)
     storage.write(storage.join(folder, "model.safetensors"), lambda stream: stream.write(data))
-    storage.write_text(storage.join(folder, "README.md"), _model_card(config, model))
+    origin = model.features.origin() if hasattr(model.features, "origin") else ""
+    storage.write_text(storage.join(folder, "README.md"), model_card(config, model.trained_corpora, origin))
     storage.write_json(storage.join(folder, "config.json"), config)  # last: its presence says the rest is there
 
 
@@ -151,27 +153,3 @@ def _read_config(folder: str) -> dict[str, Any]:
     trained_on = {"speakers": config["heard_speakers"]}
     members = config.get("members", 1)
     return {**config, "network": settings, "speaker_norm": speaker_norm, "trained_on": trained_on, "members": members}
-
-
-def _model_card(config: dict[str, Any], model: Model) -> str:
-    lines = [
-        f"# {config['network']['model']}: emotions in speech",
-        "",
-        f"Tells apart: {', '.join(config['labels']['names'])}.",
-        f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
-        *([f"Encoder: {model.features.origin()}."] if hasattr(model.features, "origin") else []),
-        *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
-    ]
-    if config["speaker_norm"]:
-        lines.append("It normalizes by speaker: best where many clips of each are known, of mixed emotions.")
-    lines += [
-        "",
-        *(f"- {name.replace('_', ' ')}: {value}" for name, value in config["facts"].items() if name != "notes"),
-        *(f"\n**{note}**" for note in config["facts"].get("notes", ())),
-        *describe_domain(read_domain(config["domain"])),
-        "",
-        "It hears acted emotions as its training corpora hold them. Scores on other voices, languages and rooms are",
-        "lower; it must not be used to judge people.",
-        "Its training corpora carry their own licences, most of them for research only.",
-    ]
-    return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.features.spec import Features
 from ser_ray.model.answers import answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
+from ser_ray.model.card import CORPORA
 from ser_ray.model.domain import Domain
 from ser_ray.model.examples import Examples, predict_logits
 from ser_ray.model.speakers import Known, Speakers
@@ -70,6 +71,14 @@ class Model:
     def made_speech(self) -> bool:
         """Whether it is known to have been trained or tested on made speech; of older models nothing is known."""
         return bool(self.facts.get("made_speech"))
+
+    @property
+    def trained_corpora(self) -> tuple[str, ...]:
+        """The corpora of its training, by name; of older models those that its speakers' names tell."""
+        told = self.facts.get("trained_corpora")
+        if told is None:
+            told = {name for name in CORPORA if any(speaker.startswith(f"{name}_") for speaker in self.trained_on)}
+        return tuple(sorted(told))
 
     def was_trained_on(self, rows: Rows) -> np.ndarray:
         """Return a mask of rows whose files, by their content, were in training or validation."""

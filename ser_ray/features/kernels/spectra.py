@@ -98,12 +98,17 @@ class _Spectra(nn.Module):
         """Return the padded waveforms, the magnitudes of their frames, and the power in groups of mel bands."""
         n_fft = self.config.n_fft
         padded_BP = functional.pad(waveform_BT, (n_fft // 2, n_fft // 2))
-        if spectrum_BNF is None:
-            spectrum_BNF = torch.fft.rfft(padded_BP.unfold(-1, n_fft, self.config.hop_length) * self.window_K)
-        magnitude_BNF = copies.magnitude(spectrum_BNF).float()
+        magnitude_BNF = self._magnitude(padded_BP, spectrum_BNF)
         power_BNF = magnitude_BNF.square()
         mel = [power_BNF[..., bins] @ getattr(self, f"mel_{part}") for part, bins in enumerate(self.mel_bins)]
         return padded_BP, magnitude_BNF, mel
+
+    def _magnitude(self, padded_BP: torch.Tensor, spectrum_BNF: torch.Tensor | None) -> torch.Tensor:
+        """Return the magnitudes of frames, from their spectrum where that is there already."""
+        if spectrum_BNF is None:
+            frame_BNK = padded_BP.unfold(-1, self.config.n_fft, self.config.hop_length)
+            spectrum_BNF = torch.fft.rfft(frame_BNK * self.window_K)
+        return copies.magnitude(spectrum_BNF).float()
 
     def _decibels(self, mel_BNM: torch.Tensor) -> torch.Tensor:
         """Return mel bands in dB, those below the loudest of their clip less 80 dB raised to that."""

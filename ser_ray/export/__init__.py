@@ -1,0 +1,1 @@
+"""A trained model as one file that runs without ser_ray."""
