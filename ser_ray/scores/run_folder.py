@@ -47,6 +47,9 @@ class RunFolder:
     command: str = ""
     embed_audio: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", storage.normalize(self.root))  # Ray takes no relative paths
+
     @property
     def is_finished(self) -> bool:
         """Whether the run has its metrics, which are written last."""
