@@ -23,6 +23,7 @@ from ser_ray.features.arrays import encode_features
 from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.features.spec import Features
 from ser_ray.speech.audio import NOTES, AudioError, Clip, count_notes, decode
+from ser_ray.speech.media import MISSING
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
 from ser_ray.store.shards import METADATA, name_clips, row_schema
@@ -31,7 +32,7 @@ from ser_ray.store.store import Store
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
 UNREADABLE, INTERNAL = "cannot be read", "internal error"
 CRASHED = f"{INTERNAL}: it kills the worker that takes it; please report it"
-PASSING = (UNREADABLE, INTERNAL)  # reasons that may be gone in the next run, which tries such clips again
+PASSING = (UNREADABLE, INTERNAL, MISSING)  # reasons that may be gone in the next run, which tries such clips again
 
 
 @ray.remote
