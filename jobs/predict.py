@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from ser_ray.base import storage
 from ser_ray.base.console import say
@@ -31,7 +32,8 @@ class Flags:
             log-probabilities.
         input: Recordings, folders of them, patterns such as `calls/*.mp3`, or tables (CSV, Parquet) with a column
             `path` and, for parts of recordings, `start` and `end` in seconds; here or at URIs.
-        output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on.
+        output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
+            a fresh one is made under `answers/`.
         csv: Write `windows.csv` as well.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -47,10 +49,10 @@ def main(argv: Sequence[str]) -> None:
     """Parse flags, answer, say where the answers are."""
     values = parse_flags(argv, __doc__, Flags, PredictConfig)
     flags, config = pick_config(Flags, values), pick_config(PredictConfig, values)
-    for name, value in (("run", flags.run), ("input", flags.input), ("output", flags.output)):
+    for name, value in (("run", flags.run), ("input", flags.input)):
         if not value:
-            raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS --output FOLDER")
-    output = Output(storage.normalize(flags.output))
+            raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS")
+    output = Output(storage.normalize(flags.output or f"answers/{datetime.now():%Y%m%d-%H%M%S}"))
     output.refuse_finished()
     together = open_models(flags.run)
     predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), as_csv=flags.csv)

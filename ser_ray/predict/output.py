@@ -83,6 +83,20 @@ class Output:
             raise UserError(f"{self.root} holds {strangers[0]} and no answers; name a new folder as --output")
         storage.write_json(path, {"identity": identity, "command": command})
 
+    def claim_part(self, number: int, digest: str) -> None:
+        """Note what recordings a part has, or check that it has the same as when it was begun; the first is in `claim`.
+
+        Raises:
+            UserError: It has others.
+        """
+        path = storage.join(self.root, "attempts", f"part-{number}.json")
+        if storage.exists(path) and storage.read_json(path) != digest:
+            raise UserError(
+                f"{self.root} holds unfinished answers to other recordings: those of part {number + 1} changed; choose "
+                "another --output"
+            )
+        storage.write_json(path, digest)
+
     def has(self, name: str) -> bool:
         """Tell whether a task is done."""
         return storage.exists(self._path("parts", name))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
 from ser_ray.model.files import digest_model, load_models
 from ser_ray.model.model import Model
-from ser_ray.predict.inputs import Piece, digest_pieces, find_pieces
+from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
 from ser_ray.predict.output import Output
 from ser_ray.predict.task import WHOLE_FILE_BYTES, Answerer, PredictConfig
 from ser_ray.speech.audio import NOTES, AudioError, open_recording
+from ser_ray.speech.packed import open_sound
 
 FEW = 8  # So many recordings, if they are short, are answered without Ray, which takes seconds to start.
 SHORT_S = 600.0  # How long they may be together.
@@ -95,21 +97,22 @@ def predict_recordings(
     output.refuse_finished()
     features, labels = together.models[0].features, together.models[0].labels
     window_s, hop_s = config.windows.lengths_s(features)
-    pieces = find_pieces(inputs)
+    parts = find_parts(inputs)
+    first = next(parts, [])
     settings = {"window_s": window_s, "hop_s": hop_s, "channels": config.windows.channels}
+    settings["silence"] = config.windows.silence
     settings |= {"abstain_below": config.abstain_below}
-    identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(pieces)}
+    identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(first)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
         if together.made_speech:
             say(MADE_SPEECH)
-        tasks = deal_pieces(pieces)
-        _answer(Answerer(together.models, config, output), tasks, are_few(pieces))
-        output.write_recordings(list(tasks))
+        names, found = _answer_parts(Answerer(together.models, config, output), chain([first], parts))
+        output.write_recordings(names)
         if as_csv:
-            output.write_csv(list(tasks), labels.names)
-        accounts = _account(output, list(tasks), len(pieces))
+            output.write_csv(names, labels.names)
+        accounts = _account(output, names, found)
         content = {
             "recordings": accounts,
             "model": {
@@ -126,9 +129,32 @@ def predict_recordings(
             "command": command,
             "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
         }
-        _show(output, list(tasks), pieces, accounts)
+        _show(output, names, first, accounts)
         output.finish(content)
     return content
+
+
+def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[list[str], int]:
+    """Answer recordings part by part: each is run and accounted for before the next is listed.
+
+    Returns:
+        The names of all tasks, and the number of recordings.
+
+    Raises:
+        UserError: Other recordings are listed now than when this part was begun, or workers keep dying.
+    """
+    names, found = [], 0
+    for number, part in enumerate(parts):
+        if number:
+            say(f"Part {number + 1}: {len(part)} recordings")
+            answerer.output.claim_part(number, digest_pieces(part))
+        tasks = deal_pieces(part)
+        _answer(answerer, tasks, number == 0 and are_few(part))
+        if number:
+            _account(answerer.output, list(tasks), len(part))
+        names += tasks
+        found += len(part)
+    return names, found
 
 
 def deal_pieces(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
@@ -161,7 +187,7 @@ def _length_s(piece: Piece) -> float:
     if piece.problem:
         return 0.0
     try:
-        with storage.open_read(piece.path) as stream:
+        with open_sound(piece.path) as stream:
             recording = open_recording(io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream)
             whole_s = recording.n_frames / recording.rate
             recording.close()

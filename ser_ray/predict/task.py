@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
@@ -21,6 +20,7 @@ from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
 from ser_ray.predict.output import RECORDINGS_SCHEMA, REJECTS_SCHEMA, Output
 from ser_ray.speech.audio import AudioError, count_notes
+from ser_ray.speech.packed import open_sound
 from ser_ray.store.crashes import Attempts
 
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is fetched once, though it is heard twice
@@ -120,7 +120,7 @@ def answer_piece(
         OSError: It cannot be read.
     """
     labels = models[0].labels.names
-    with storage.open_read(piece.path) as stream:
+    with open_sound(piece.path) as stream:
         file = io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream
         hearing = Hearing(file, config.windows, models[0].features, piece.start_s, piece.end_s)
         try:

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,6 +19,9 @@ from pyarrow import parquet
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora.files import one_line
+from ser_ray.speech.corpora.lookup import Found
+from ser_ray.speech.corpora.packed_rows import list_packed
+from ser_ray.speech.packed import find_packed
 
 REQUIRED = ("path", "emotion", "speaker_id")
 # Names of columns without separators. Where a table has both ids and texts of sentences, the ids count.
@@ -66,12 +69,13 @@ UNLABELLED = Columns(
         "path": _NAMES["path"],
         "start": "start starts starttime startsec startseconds begin onset offset",
         "end": "end ends endtime endsec endseconds stop",
+        "speaker": _NAMES["speaker_id"],
     },
     ("path",),
 )
 
 
-def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, str]]:
+def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, those with nothing in them too, row by row.
 
     As a whole, a long table would take more memory than its clips.
@@ -82,7 +86,8 @@ def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, str
 
     Yields:
         The texts of the fields, by default `path emotion speaker_id gender intensity sentence_id channel corpus`; empty
-        where there is no such column, or nothing in the cell.
+        where there is no such column, or nothing in the cell. In a table that holds sounds (`packed`), `path` is where
+        the sound is (`lookup.Found`).
 
     Raises:
         UserError: The table cannot be read, lacks a required column, or has two for one field.
@@ -110,17 +115,21 @@ def refuse_missing(path: str, column: str, there: Sequence[str] = (), columns: C
     return UserError(f"{path}: the column {column} is missing or empty; {needs}{has}")
 
 
-def _clean(text: str | None) -> str:
+def _clean(text: str | Found | None) -> str | Found:
+    if isinstance(text, Found):
+        return text
     text = (text or "").strip()
     return "" if text in _NOTHING else text
 
 
-def _choose_columns(path: str, names: Sequence[str], readable: Sequence[bool], columns: Columns) -> dict[str, int]:
-    """Return the place of each field's column among those that can be read as text."""
-    places: dict[str, int] = {}
+def _choose_columns(
+    path: str, names: Sequence[str], readable: Sequence[bool], columns: Columns, packed: str = ""
+) -> dict[str, int]:
+    """Return the place of each field's column among those that can be read as text, and that of the sounds."""
+    places: dict[str, int] = {"path": list(names).index(packed)} if packed else {}
     for place, name in enumerate(names):
         field = columns.field(name)
-        if field is None or not readable[place]:
+        if field is None or not readable[place] or (packed and field == "path"):
             continue
         if field in places:
             twice = f"the columns {names[places[field]]} and {name}"
@@ -146,11 +155,16 @@ def _csv_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[st
         yield {field: row[place] for field, place in places.items()}
 
 
-def _parquet_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[str, str]]:
+def _parquet_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[str, Any]]:
     file = parquet.ParquetFile(stream)
     schema = file.schema_arrow
-    places = _choose_columns(path, schema.names, [_is_plain(field.type) for field in schema], columns)
+    packed = find_packed(schema)
+    places = _choose_columns(path, schema.names, [_is_plain(field.type) for field in schema], columns, packed)
     names = [schema.names[place] for place in places.values()]
+    if packed:
+        for sound, texts in list_packed(file, path, packed, names[1:]):
+            yield dict(zip(places, [sound, *texts], strict=True))
+        return
     for batch in file.iter_batches(1000, columns=names):
         texts = [batch.column(name).cast(pa.string()) for name in names]
         yield from pa.record_batch(texts, list(places)).to_pylist()

@@ -98,7 +98,7 @@ def walk(root: str) -> Iterator[Folder]:
         if file is not None and "/.git/" not in f"/{name}":
             path = file.path.rpartition("/")[0]
             folder = folders.setdefault(path, Folder(path, path, [], []))
-            if _may_hold_sound(name):
+            if may_hold_sound(name):
                 folder.files.append(file)
             else:
                 folder.others.append(name)
@@ -125,14 +125,15 @@ def _walk_local(root: str) -> Iterator[Folder]:
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 if entry.name != ".git":
                     pending.append(entry.path)
-            elif _may_hold_sound(entry.name):
+            elif may_hold_sound(entry.name):
                 folder.files.append(describe_file(entry.path))
             else:
                 folder.others.append(entry.name)
         yield folder
 
 
-def _may_hold_sound(name: str) -> bool:
+def may_hold_sound(name: str) -> bool:
+    """Tell by a file's suffix whether it may be sound or video."""
     suffix = suffix_of(name)
     return suffix in AUDIO_SUFFIXES or suffix in MEDIA_SUFFIXES
 
