@@ -31,7 +31,8 @@ class Flags:
         run: A finished run, or the folder of a model, here or at a URI; several answer together, by the mean of their
             log-probabilities.
         input: Recordings, folders of them, patterns such as `calls/*.mp3`, or tables (CSV, Parquet) with a column
-            `path` and, for parts of recordings, `start` and `end` in seconds; here or at URIs.
+            `path`, or with the sounds in them (`audio`), and, if need be, `start` and `end` of a part in seconds and
+            `speaker`; here or at URIs.
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
             a fresh one is made under `answers/`.
         csv: Write `windows.csv` as well.

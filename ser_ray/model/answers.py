@@ -5,7 +5,7 @@ Shapes: T samples, W windows, C classes, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -34,14 +34,28 @@ WINDOWS_SCHEMA = pa.schema(
 )
 
 
-def answer_windows(models: Sequence[Model], hearing: Hearing) -> np.ndarray:
+def listen_windows(features: Features, hearing: Hearing) -> dict[int, Known]:
+    """Return what all windows of each channel tell of its speaker."""
+    known: dict[int, Known] = {}
+    framed = shape_of(features.arrow_type())[0] is None
+    for place, values in _features(features, hearing):
+        channel, frames_NF = hearing.windows[place].channel, values if framed else values[None]
+        frames, sums_2F = known.get(channel, Known())
+        known[channel] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
+    return known
+
+
+def answer_windows(
+    models: Sequence[Model], hearing: Hearing, voices: Mapping[Features, Mapping[int, Known]] | None = None
+) -> np.ndarray:
     """Return what models of the same features and labels say of each window, by `pool_answers`.
 
-    For models that normalize by speaker, all windows of a channel are one speaker's, of whom nothing else is known.
+    For models that normalize by speaker, all windows of a channel are one speaker's.
 
     Args:
         models: The models.
         hearing: The recording.
+        voices: What is known of the speakers, by features and channel; None for what the recording itself tells.
 
     Returns:
         Probabilities `[W, C]`, float64; NaN where a window is silent.
@@ -49,11 +63,9 @@ def answer_windows(models: Sequence[Model], hearing: Hearing) -> np.ndarray:
     labels = models[0].labels
     known: dict[str, Known] = {}
     if any(model.speaker_norm for model in models):
-        framed = shape_of(models[0].features.arrow_type())[0] is None
-        for place, values in _features(models[0].features, hearing):
-            speaker, frames_NF = str(hearing.windows[place].channel), values if framed else values[None]
-            frames, sums_2F = known.get(speaker, Known())
-            known[speaker] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
+        features = models[0].features
+        own = listen_windows(features, hearing) if voices is None else voices.get(features, {})
+        known = {str(channel): told for channel, told in own.items()}
     answers_WC = np.full((len(hearing.windows), len(labels.names)), np.nan)
     heard = _features(models[0].features, hearing)
     while batch := list(islice(heard, BATCH)):
@@ -73,7 +85,12 @@ def answer_windows(models: Sequence[Model], hearing: Hearing) -> np.ndarray:
 
 
 def tell_windows(
-    name: str, hearing: Hearing, answers_WC: np.ndarray, labels: Sequence[str], abstain_below: float = 0.0
+    name: str,
+    hearing: Hearing,
+    answers_WC: np.ndarray,
+    labels: Sequence[str],
+    abstain_below: float = 0.0,
+    unsure: Collection[int] = (),
 ) -> pa.Table:
     """Return one row for each window, of `WINDOWS_SCHEMA`.
 
@@ -83,13 +100,15 @@ def tell_windows(
         answers_WC: What `answer_windows` gives.
         labels: The class names.
         abstain_below: A window whose most probable emotion is less probable is answered without one.
+        unsure: Channels of which all windows are answered so.
     """
     rows = []
     for window, answer_C in zip(hearing.windows, answers_WC, strict=True):
         row = {"file": name, "channel": window.channel, "start": window.start_s, "end": window.end_s}
+        sure = window.channel not in unsure
         if not window.silent:
             row |= {
-                "emotion": labels[int(answer_C.argmax())] if answer_C.max() >= abstain_below else None,
+                "emotion": labels[int(answer_C.argmax())] if answer_C.max() >= abstain_below and sure else None,
                 "probability": float(answer_C.max()),
                 "probabilities": answer_C,
                 "entropy": float(entr(answer_C).sum()),

@@ -23,7 +23,8 @@ from ser_ray.model.files import digest_model, load_models
 from ser_ray.model.model import Model
 from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
 from ser_ray.predict.output import Output
-from ser_ray.predict.task import WHOLE_FILE_BYTES, Answerer, PredictConfig
+from ser_ray.predict.task import Answerer, PredictConfig
+from ser_ray.predict.voices import LEAST_S, WHOLE_FILE_BYTES, by_speaker
 from ser_ray.speech.audio import NOTES, AudioError, open_recording
 from ser_ray.speech.packed import open_sound
 
@@ -100,7 +101,7 @@ def predict_recordings(
     parts = find_parts(inputs)
     first = next(parts, [])
     settings = {"window_s": window_s, "hop_s": hop_s, "channels": config.windows.channels}
-    settings["silence"] = config.windows.silence
+    settings |= {"silence": config.windows.silence, "trust_short_speakers": config.trust_short_speakers}
     settings |= {"abstain_below": config.abstain_below}
     identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(first)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
@@ -148,7 +149,7 @@ def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[lis
         if number:
             say(f"Part {number + 1}: {len(part)} recordings")
             answerer.output.claim_part(number, digest_pieces(part))
-        tasks = deal_pieces(part)
+        tasks = deal_pieces(part, any(model.speaker_norm for model in answerer.models))
         _answer(answerer, tasks, number == 0 and are_few(part))
         if number:
             _account(answerer.output, list(tasks), len(part))
@@ -157,8 +158,12 @@ def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[lis
     return names, found
 
 
-def deal_pieces(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
+def deal_pieces(pieces: Sequence[Piece], together: bool = False) -> dict[str, list[Piece]]:
     """Deal recordings into tasks, which hang on the recordings alone, so that a job that goes on finds what is done.
+
+    Args:
+        pieces: The recordings.
+        together: Put all recordings of one person into one task.
 
     Returns:
         The recordings of each task, by its name.
@@ -166,12 +171,13 @@ def deal_pieces(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
     most = min(MAX_PIECES, max(1, -(-len(pieces) // TASKS)))
     tasks: list[list[Piece]] = []
     size = 0
-    for piece in pieces:
-        if not tasks or len(tasks[-1]) == most or size + piece.size > MAX_BYTES:
+    for group in by_speaker(pieces) if together else ([piece] for piece in pieces):
+        more = sum(piece.size for piece in group)
+        if not tasks or len(tasks[-1]) >= most or size + more > MAX_BYTES:
             tasks.append([])
             size = 0
-        tasks[-1].append(piece)
-        size += piece.size
+        tasks[-1] += group
+        size += more
     return {digest_pieces(task): task for task in tasks}
 
 
@@ -211,14 +217,20 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
         from ser_ray.predict.predict_on_ray import answer_on_ray
 
         outcomes = answer_on_ray(answerer, todo)
-    rejected, notes = 0, Counter()
+    rejected, short, notes = 0, 0, Counter()
     with track("Answering", sum(map(len, todo.values()))) as progress, closing(outcomes):
         for outcome in outcomes:
             if outcome["error"]:
                 raise UserError(outcome["error"])
             rejected += outcome["rejected"]
+            short += outcome["short"]
             notes.update(outcome["notes"])
             progress.advance(outcome["recordings"], f"{rejected} rejected" if rejected else "")
+    if short:
+        say(
+            f"Less than {LEAST_S:g} s of a speaker, too little to normalize by: {short} recordings, whose windows are "
+            "unsure; --trust-short-speakers answers them, a column speaker tells which recordings are of one person"
+        )
     for kind, count in notes.items():
         if count:
             say(f"{kind.capitalize()}: {count} recordings; {NOTES[kind]}")
