@@ -19,6 +19,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
 from ser_ray.experiment.evaluate import evaluate
 from ser_ray.features.recipe import FeaturizeConfig
+from ser_ray.model.encoders import locate_encoders
 from ser_ray.model.files import load_models
 from ser_ray.scores.comparison import compare_runs, show_comparison
 from ser_ray.scores.run_folder import RunFolder, fresh_root, read_run
@@ -34,6 +35,7 @@ class Flags:
         run: A finished run, or the folder of a model, here or at a URI; several answer together, by the mean of their
             log-probabilities.
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it a run's own scores are shown.
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         output: Folder or URI for the results; by default a fresh name under `runs/`.
         compare: Two finished runs, to be compared on the clips that both tested.
@@ -44,6 +46,7 @@ class Flags:
 
     run: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    encoder: tuple[str, ...] = ()
     store: str | None = None
     output: str | None = None
     compare: tuple[str, ...] = ()
@@ -75,6 +78,8 @@ def main(argv: Sequence[str]) -> None:
     folder = RunFolder(storage.normalize(flags.output or fresh_root("evaluate")), command, flags.embed_audio)
     folder.refuse_finished()
     models = load_models(runs)
+    if flags.encoder:  # a store that is there needs none
+        models = locate_encoders(models, flags.encoder)
     manifest = find_and_connect(flags.data, flags.verbose)
     store = featurize(manifest, FeaturizeConfig(models[0].features, ("none",)), flags.store)
     show_scores(evaluate(models, store, folder))

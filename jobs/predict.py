@@ -35,6 +35,7 @@ class Flags:
             `speaker`; here or at URIs.
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
             a fresh one is made under `answers/`.
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         csv: Write `windows.csv` as well.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -42,6 +43,7 @@ class Flags:
     run: tuple[str, ...] = ()
     input: tuple[str, ...] = ()
     output: str | None = None
+    encoder: tuple[str, ...] = ()
     csv: bool = False
     config: str | None = None
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS")
     output = Output(storage.normalize(flags.output or f"answers/{datetime.now():%Y%m%d-%H%M%S}"))
     output.refuse_finished()
-    together = open_models(flags.run)
+    together = open_models(flags.run, flags.encoder)
     predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), as_csv=flags.csv)
     say(f"Answers: {output.root} (windows/, recordings.parquet, predict.json)")
 

@@ -98,6 +98,11 @@ def test_the_channels_of_a_video_stay_apart():
         (encode_media("adts", "aac")[:9_001], "truncated or damaged"),
         (b"\0\0\0\x1cftypM4A \0\0\2\0M4A isomiso2" + bytes(5_000), "fetch it again, or convert it"),
         (b"\x1a\x45\xdf\xa3\x9fB\x86\x81\x01" + bytes(5_000), "fetch it again, or convert it"),
+        (
+            b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:9,\nfile:///etc/hostname\n" * 3,
+            "not audio: text",
+        ),  # FFmpeg would open it
+        (b"ffconcat version 1.0\nfile /etc/hostname\n" * 3, "not audio: text"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused_in_one_line(data, said):

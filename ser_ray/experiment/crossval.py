@@ -113,7 +113,8 @@ def _pool(rows: Rows, identity: dict[str, Any], folder: RunFolder, folders: list
         protocol=first["protocol"],
         fold="all",
         description=f"All {len(folds)} folds together, each tested once. First fold: {first['description']}",
-        leaks={**{k: v for k, v in first["leaks"].items() if not isinstance(v, dict)}, **leaks},
+        leaks={**{k: v for one, _ in folds for k, v in one["leaks"].items() if not isinstance(v, dict)}, **leaks}
+        | {"leaky": any(one["leaks"]["leaky"] for one, _ in folds)},
         config=identity,
         command=folder.command,
         timing={"train_s": sum(scores["timing"]["train_s"] for scores, _ in folds)},

@@ -10,6 +10,7 @@ import numpy as np
 
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.experiment.heard import add_warning, warn_of_encoder
 from ser_ray.model.model import Model, pool_predictions
 from ser_ray.model.speakers import TOLD, listen
 from ser_ray.scores import metrics
@@ -59,25 +60,29 @@ def evaluate(models: Sequence[Model], store: Store, folder: RunFolder) -> dict[s
     rows, excluded = _choose_unheard(everything, models)
     speakers, normed = rows.values("speaker_id"), any(model.speaker_norm for model in models)
     known = listen(everything.take(everything.among("speaker_id", speakers))) if normed else {}
+    warnings = dict.fromkeys(filter(None, (warn_of_encoder(model.features, rows) for model in models)))
     predictions = pool_predictions([model.predict_rows(rows, known) for model in models], labels.names)
     scores = Scores(
         measured=metrics.score(predictions, labels.names),
         protocol="evaluation",
         fold=None,
         description=_describe(models, rows),
-        leaks={
-            "leaky": False,
-            "forbidden": ["speakers", "clips_by_content"],
-            "train_test": {
-                "speakers": len(speakers & {name for model in models for name in model.trained_on}),
-                "clips_by_content": sum(int(model.was_trained_on(rows).sum()) for model in models),
+        leaks=add_warning(
+            {
+                "leaky": False,
+                "forbidden": ["speakers", "clips_by_content"],
+                "train_test": {
+                    "speakers": len(speakers & {name for model in models for name in model.trained_on}),
+                    "clips_by_content": sum(int(model.was_trained_on(rows).sum()) for model in models),
+                },
             },
-        },
+            " ".join(warnings),
+        ),
         config=identity,
         command=folder.command,
         timing={"test_s": time.perf_counter() - started},
         made_speech=rows.made_speech or any(model.made_speech for model in models),
-        notes=tuple(sorted({note for each in facts for note in each.get("notes", [])})),
+        notes=tuple(sorted({*warnings, *(note for each in facts for note in each.get("notes", []))})),
         excluded=excluded,
         temperature=models[0].temperature if len(models) == 1 else [model.temperature for model in models],
     )

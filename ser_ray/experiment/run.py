@@ -13,8 +13,9 @@ import numpy as np
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment, choose_rows
+from ser_ray.experiment.heard import add_warning, warn_of_encoder
 from ser_ray.experiment.splits import Split, check_leaks, split
-from ser_ray.features.spec import Features
+from ser_ray.features.spec import Features, features_identity
 from ser_ray.model.calibration import fit_temperature
 from ser_ray.model.examples import Examples
 from ser_ray.model.files import load_model, save_model
@@ -111,7 +112,8 @@ def plan_run(
         UserError: The rows do not allow the experiment, the split leaks, or the folder holds another run.
     """
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
-    leaks = check_leaks(parts, experiment.split.protocol)
+    warning = warn_of_encoder(rows.recipe.features, parts.test)
+    leaks = add_warning(check_leaks(parts, experiment.split.protocol), warning)
     refuse_untrained(parts)
     start = load_start(experiment, rows.recipe.features, parts) if experiment.start_from else None
     folder.claim(experiment.identity(rows))
@@ -177,6 +179,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
             "clips_per_s": float(np.median([epoch["clips_per_s"] for epoch in history])),
         },
         made_speech=made or bool(plan.start and plan.start.made_speech),
+        notes=(plan.leaks["encoder"],) if "encoder" in plan.leaks else (),
         excluded=parts.excluded,
         best_epoch=fitted[0].best_epoch,
         temperature=model.temperature,
@@ -232,7 +235,7 @@ def load_start(experiment: Experiment, features: Features, parts: Split) -> Mode
     changed = changed or differences(
         asdict(start.network) | normed[0], asdict(experiment.network) | normed[1]
     )  # of the same network
-    changed = changed or differences(asdict(start.features), asdict(features))
+    changed = changed or differences(features_identity(start.features), features_identity(features))
     if changed:
         raise UserError(f"--start-from {experiment.start_from} is another kind of network ({changed})")
     known = set(start.trained_on) & (parts.test.values("speaker_id") | parts.validation.values("speaker_id"))

@@ -53,7 +53,7 @@ def save_model(model: Model, folder: str) -> None:
         weights[TRAINED_CLIPS] = torch.from_numpy(model.trained_clips)
     data = safetensors.torch.save(weights)
     storage.write(storage.join(folder, "model.safetensors"), lambda stream: stream.write(data))
-    storage.write_text(storage.join(folder, "README.md"), _model_card(config))
+    storage.write_text(storage.join(folder, "README.md"), _model_card(config, model))
     storage.write_json(storage.join(folder, "config.json"), config)  # last: its presence says the rest is there
 
 
@@ -154,12 +154,13 @@ def _read_config(folder: str) -> dict[str, Any]:
     return {**config, "network": settings, "speaker_norm": speaker_norm, "trained_on": trained_on, "members": members}
 
 
-def _model_card(config: dict[str, Any]) -> str:
+def _model_card(config: dict[str, Any], model: Model) -> str:
     lines = [
         f"# {config['network']['model']}: emotions in speech",
         "",
         f"Tells apart: {', '.join(config['labels']['names'])}.",
         f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
+        *([f"Encoder: {model.features.origin()}."] if hasattr(model.features, "origin") else []),
         *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
     ]
     if config["speaker_norm"]:

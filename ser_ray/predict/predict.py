@@ -19,6 +19,7 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
+from ser_ray.model.encoders import locate_encoders
 from ser_ray.model.files import digest_model, load_models
 from ser_ray.model.model import Model
 from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
@@ -60,14 +61,19 @@ class Together:
         return any(model.made_speech for model in self.models)
 
 
-def open_models(runs: Sequence[str]) -> Together:
+def open_models(runs: Sequence[str], encoders: Sequence[str] = ()) -> Together:
     """Read the models of some runs.
 
+    Args:
+        runs: Where they are.
+        encoders: Where the encoders of their features are now, if not where they were.
+
     Raises:
-        UserError: One cannot be read, or has other features or labels than the first.
+        UserError: One cannot be read, has other features or labels than the first, or lacks its encoder.
     """
     roots = tuple(map(storage.normalize, runs))
-    return Together(roots, load_models(roots), tuple(map(digest_model, roots)))
+    models = locate_encoders(load_models(roots), encoders)
+    return Together(roots, models, tuple(map(digest_model, roots)))
 
 
 def predict_recordings(

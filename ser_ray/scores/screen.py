@@ -53,7 +53,9 @@ def headline(scores: dict[str, Any]) -> str:
     )
     if "folds" in scores:
         text += f"; over folds: UAR {scores['mean']['uar']:.1%} ± {scores['std']['uar']:.1%}"
-    return f"LEAKY protocol: {text}" if scores.get("protocol") == "notebook" else text
+    if scores.get("protocol") == "notebook":
+        return f"LEAKY protocol: {text}"
+    return f"LEAKY encoder: {text}" if "encoder" in scores.get("leaks", {}) else text
 
 
 def _between(interval: Sequence[float] | None) -> str:
