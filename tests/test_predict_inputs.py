@@ -108,6 +108,21 @@ def test_objects_are_listed_folder_by_folder_with_the_same_result(tmp_path):
     assert [file.path.rpartition("/")[2] for folder in folders for file in folder.files] == ["3.wav", "1.wav", "2.wav"]
 
 
+def test_what_a_table_says_besides_is_carried_along(run, tmp_path):
+    for k in range(2):
+        write(tmp_path / f"{k}.wav", speech(1, seed=k))
+    (tmp_path / "a.csv").write_text("path,emotion,Day,start\n0.wav,sad,monday,\n1.wav,,,0.2\n")
+    pd.DataFrame({"file": ["0.wav"], "end": [0.5], "score": [7]}).to_parquet(tmp_path / "b.parquet")
+    windows, recordings, _ = answer(run, tmp_path / "out", tmp_path / "a.csv", tmp_path / "b.parquet")
+    assert recordings["emotion_given"].fillna("").tolist() == ["sad", "", ""]
+    assert recordings["Day"].fillna("").tolist() == ["monday", "", ""]
+    assert recordings["score"].fillna("").tolist() == ["", "", "7"]
+    assert "carried" not in recordings and recordings["emotion"].notna().all() and len(windows) == 3
+    assert "start_given" not in recordings and "file_given" not in recordings
+    _, plain, _ = answer(run, tmp_path / "plain", tmp_path / "0.wav")
+    assert not {"carried", "Day"} & set(plain)
+
+
 def test_people_are_known_by_all_their_recordings_and_little_of_one_is_answered_as_unsure(norm_run, tmp_path):
     rows = ["path,speaker"]
     for k, speaker in enumerate(["anna", "bert", "anna", "anna", ""]):

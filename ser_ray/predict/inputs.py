@@ -1,9 +1,9 @@
 """The recordings that are to be answered: files, folders, patterns and tables, here or at URIs.
 
 A table, CSV or Parquet, needs a column `path`, or one that holds the sounds (`speech.packed`); `start` and `end`, in
-seconds or as `H:MM:SS.f`, ask for a part of the file, and `speaker` tells who speaks. The columns are known by their
-usual names (`speech.corpora.cells`), and what a path may look like is told in `speech.corpora.lookup`. A row or a file
-that cannot be used costs itself alone and is rejected with its reason.
+seconds or as `H:MM:SS.f`, ask for a part of the file, and `speaker` tells who speaks; other columns are carried along.
+The columns are known by their usual names (`speech.corpora.cells`), and what a path may look like is told in
+`speech.corpora.lookup`. A row or a file that cannot be used costs itself alone and is rejected with its reason.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Piece(NamedTuple):
         end_s: Where it ends; None for the recording's end.
         problem: Why it cannot be used, or empty.
         speaker: Who speaks, as a table says; empty where that is not told.
+        carried: What else the table says of it, JSON by column, or empty.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Piece(NamedTuple):
     end_s: float | None = None
     problem: str = ""
     speaker: str = ""
+    carried: str = ""
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ PIECE_SCHEMA = pa.schema(
     [
         *(("path", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64())),
         *(("start_s", pa.float64()), ("end_s", pa.float64()), ("problem", pa.string())),
-        ("speaker", pa.string()),
+        *(("speaker", pa.string()), ("carried", pa.string())),
     ]
 )
 
@@ -136,7 +138,7 @@ def digest_pieces(pieces: Iterable[Piece]) -> str:
     """Return 16 hex digits that stand for some recordings, their contents as far as size and time tell."""
     digest = hashlib.sha256()
     for piece in pieces:
-        told = (piece.speaker,) if piece.speaker else ()
+        told = piece[6:] if piece.speaker or piece.carried else ()
         digest.update(repr((*piece[:5], *told)).encode())
     return digest.hexdigest()[:16]
 
@@ -272,7 +274,7 @@ def _listed(path: str) -> Iterator[Piece]:
             start_s = end_s = None
             yield Piece(f"{file.path}#row-{number}", file.size, file.modified_ns, problem=str(error))
             continue
-        yield Piece(file.path, file.size, file.modified_ns, start_s, end_s, problem, row["speaker"])
+        yield Piece(file.path, file.size, file.modified_ns, start_s, end_s, problem, row["speaker"], row["carried"])
 
 
 def _seconds(text: str) -> float | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -35,6 +36,7 @@ RECORDINGS_SCHEMA = pa.schema(
         *(("windows", pa.int32()), ("silent_windows", pa.int32()), ("abstained_windows", pa.int32())),
         *(("emotion", pa.string()), ("probability", pa.float64()), ("probabilities", pa.list_(pa.float64()))),
         ("shares", pa.list_(pa.float64())),
+        ("carried", pa.string()),  # what a table says besides, JSON; columns of their own in recordings.parquet
     ]
 )
 REJECTS_SCHEMA = pa.schema(
@@ -126,14 +128,30 @@ class Output:
                 yield read_shard(self._path(folder, name), None)
 
     def write_recordings(self, names: Sequence[str]) -> None:
-        """Write `recordings.parquet`."""
+        """Write `recordings.parquet`, with what tables say besides in columns of its own."""
+        given = self._given(names)
+        own = [field for field in RECORDINGS_SCHEMA if field.name != "carried"]
+        schema = pa.schema([*own, *((column, pa.string()) for column in given.values())])
 
         def fill(stream: BinaryIO) -> None:
-            with pq.ParquetWriter(stream, RECORDINGS_SCHEMA, **COMPRESSION) as writer:
+            with pq.ParquetWriter(stream, schema, **COMPRESSION) as writer:
                 for table in self.read("parts", names):
+                    told = [json.loads(text or "{}") for text in table["carried"].to_pylist()] if given else []
+                    table = table.drop_columns(["carried"])
+                    for name, column in given.items():
+                        table = table.append_column(column, pa.array([row.get(name) for row in told], pa.string()))
                     writer.write_table(table)
 
         storage.write(storage.join(self.root, "recordings.parquet"), fill)
+
+    def _given(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the columns that tables say besides, each by the name that it has in `recordings.parquet`."""
+        found: dict[str, None] = {}
+        for table in self.read("parts", names):
+            for text in table["carried"].drop_null().to_pylist():
+                found |= dict.fromkeys(json.loads(text))
+        taken = set(RECORDINGS_SCHEMA.names)
+        return {name: f"{name}_given" if name in taken else name for name in found}
 
     def write_csv(self, names: Sequence[str], labels: Sequence[str]) -> None:
         """Write `windows.csv`: the probability of each emotion in a column of its own."""

@@ -169,6 +169,7 @@ def _sum_up(
         "seconds": hearing.seconds,
         "answered_s": sum((window.speaks_s for window, _ in heard), 0.0),
         "silent_s": sum((window.speaks_s for window, _ in pairs if window.silent), 0.0),
+        "carried": piece.carried or None,
         "windows": len(pairs),
         "silent_windows": len(pairs) - len(heard),
         "abstained_windows": sum(answer_C.max() < least for _, answer_C in heard),
