@@ -18,8 +18,9 @@ from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.model.together import open_models
 from ser_ray.predict.output import Output
-from ser_ray.predict.predict import open_models, predict_recordings
+from ser_ray.predict.predict import predict_recordings
 from ser_ray.predict.task import PredictConfig
 
 
@@ -29,7 +30,8 @@ class Flags:
 
     Attributes:
         run: A finished run, or the folder of a model, here or at a URI; several answer together, by the mean of their
-            log-probabilities.
+            log-probabilities, with weights fitted on the speakers who validated them all. A cross-validated run answers
+            by the models of all its folds.
         input: Recordings, folders of them, patterns such as `calls/*.mp3`, or tables (CSV, Parquet) with a column
             `path`, or with the sounds in them (`audio`), and, if need be, `start` and `end` of a part in seconds and
             `speaker`; here or at URIs.
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS")
     output = Output(storage.normalize(flags.output or f"answers/{datetime.now():%Y%m%d-%H%M%S}"))
     output.refuse_finished()
-    together = open_models(flags.run, flags.encoder)
+    together = open_models(flags.run).locate(flags.encoder)
     predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), as_csv=flags.csv)
     say(f"Answers: {output.root} (windows/, recordings.parquet, predict.json)")
 

@@ -32,7 +32,7 @@ from ser_ray.networks.probe import ProbeSpec
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.scores.screen import headline
 from ser_ray.speech.audio import AudioError
-from ser_ray.store.pipeline import _each_task, featurize
+from ser_ray.store.pipeline import _each_task, choose_device, featurize
 from ser_ray.store.shards import METADATA
 from ser_ray.store.sounds import unpack_sounds
 from ser_ray.store.store import Store
@@ -190,6 +190,10 @@ def test_a_name_is_a_folder_or_in_the_hubs_cache(whisper, tmp_path, monkeypatch)
         Encoder("openai/whisper-base")
     with pytest.raises(UserError, match="is a file; name the folder that holds it"):
         Encoder(f"{whisper}/config.json")
+    with pytest.raises(
+        UserError, match="--encoder WAVLM_HUGE: there is none of this name; torchaudio has WAV2VEC2_BASE"
+    ):
+        Encoder("WAVLM_HUGE")
     cached = tmp_path / "models--openai--whisper-base"
     shutil.copytree(whisper, cached / "snapshots" / "abc")
     (cached / "refs").mkdir()
@@ -344,11 +348,20 @@ def test_memory_that_is_too_small_halves_the_batch_and_the_job_goes_on(whisper, 
         kernel.rows_of_clips(clips[:2], ("none",), 0)
 
 
+def test_an_encoder_takes_gpus_where_there_are_any_and_nothing_else_does(whisper, monkeypatch):
+    monkeypatch.setattr("ser_ray.store.pipeline.count_resources", lambda: (4, 1))
+    recipes = FeaturizeConfig(Encoder(whisper)), FeaturizeConfig()
+    assert [choose_device("auto", recipe) for recipe in recipes] == ["cuda", "cpu"]
+    assert [choose_device(device, recipes[0]) for device in ("cpu", "cuda")] == ["cpu", "cuda"]
+    monkeypatch.setattr("ser_ray.store.pipeline.count_resources", lambda: (4, 0))
+    assert choose_device("auto", recipes[0]) == "cpu"
+
+
 def test_bfloat16_is_near_enough(whisper):
     """As GPUs compute it: to 1e-2 of each state's scale, which a CPU can tell, too."""
     kernel, clip = EncoderKernel(Encoder(whisper)), speech(2)
     wanted = rows_of(kernel, clip)[0]
-    kernel.half = True
+    kernel.bf16 = True
     found = rows_of(kernel, clip)[0]
     scale_S = np.sqrt(np.square(wanted).mean(1, keepdims=True))
     assert np.abs(found - wanted).max() > 0
@@ -643,7 +656,7 @@ def test_scores_on_what_the_encoder_has_heard_are_labelled_leaky(made, tmp_path,
 @pytest.mark.usefixtures("local_ray")
 def test_the_flags_of_an_encoder_and_what_they_refuse(whisper, made, job, tmp_path):
     code, _, err = job("featurize", "--data", *made, "--features", "encoder")
-    assert code == 2 and err.startswith("--encoder is missing: name the folder of a speech encoder"), err
+    assert code == 2 and err.startswith("--encoder is missing: name a speech encoder (Whisper, "), err
     code, _, err = job("train", "--data", *made, "--model", "probe", "--encoder", "nowhere")
     assert code == 2 and err.count("\n") == 1 and "--encoder nowhere: there is no such folder" in err
     code, _, err = job("train", "--data", *made, "--model", "cnn1d", "--mixup", "0.2")
@@ -656,7 +669,7 @@ def test_the_flags_of_an_encoder_and_what_they_refuse(whisper, made, job, tmp_pa
     assert len(list((tmp_path / "stores").iterdir())) == 1  # the store was found again
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert read_features(config["features"]) == Encoder(whisper)
-    assert write_features(Encoder(whisper)) == config["features"]
+    assert json.loads(json.dumps(write_features(Encoder(whisper)))) == config["features"]
     code, _, err = job("evaluate", "--run", "run", "--data", *made, "--output", "again")
     assert (code, err) == (0, "") or "all of these clips were trained on" in err or "no clip is left" in err
     code, out, _ = job("train", "--model", "probe", "--help")

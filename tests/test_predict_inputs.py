@@ -19,11 +19,12 @@ from sound_files import encode
 from test_predict import a_model, answer, read, speech, write
 
 from ser_ray.model.files import save_model
+from ser_ray.model.together import open_models
 from ser_ray.predict import inputs
 from ser_ray.predict import predict as predicting
 from ser_ray.predict.inputs import find_parts, find_pieces
 from ser_ray.predict.output import Output
-from ser_ray.predict.predict import open_models, predict_recordings
+from ser_ray.predict.predict import predict_recordings
 from ser_ray.predict.task import PredictConfig
 
 JOB = Path(__file__).parent.parent / "jobs" / "predict.py"

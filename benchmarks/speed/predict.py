@@ -82,23 +82,24 @@ def save_default_model(folder: Path) -> str:
 def answer_plainly(run: str, paths: list[str]) -> float:
     """Answer recordings one after the other on one core; return the seconds."""
     from ser_ray.features.kernels.spectra import use_one_core
-    from ser_ray.model.files import load_model
+    from ser_ray.model.together import open_models
     from ser_ray.predict.inputs import find_pieces
     from ser_ray.predict.task import PredictConfig, answer_piece
 
     use_one_core()
-    model, pieces = load_model(run), find_pieces(paths)
-    answer_piece([model], pieces[0], PredictConfig())  # warm
+    together, pieces = open_models([run]), find_pieces(paths)
+    answer_piece(together, pieces[0], PredictConfig())  # warm
     started = time.perf_counter()
     for piece in pieces:
-        answer_piece([model], piece, PredictConfig())
+        answer_piece(together, piece, PredictConfig())
     return time.perf_counter() - started
 
 
 def answer_by_a_job(run: str, folder: str, output: Path) -> dict[str, Any]:
     """Answer a folder on Ray, which runs; return the seconds, the accounts and the driver's memory."""
+    from ser_ray.model.together import open_models
     from ser_ray.predict.output import Output
-    from ser_ray.predict.predict import open_models, predict_recordings
+    from ser_ray.predict.predict import predict_recordings
     from ser_ray.predict.task import PredictConfig
 
     together, started = open_models([run]), time.perf_counter()

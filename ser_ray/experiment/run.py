@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from scipy.special import softmax
 
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
@@ -19,7 +21,7 @@ from ser_ray.features.spec import Features, features_identity
 from ser_ray.model.calibration import fit_temperature
 from ser_ray.model.examples import Examples
 from ser_ray.model.files import load_model, save_model
-from ser_ray.model.model import Model
+from ser_ray.model.model import Model, tell_rows
 from ser_ray.model.speakers import TOLD, Known, Speakers, listen
 from ser_ray.scores import metrics
 from ser_ray.scores.run_folder import RunFolder
@@ -159,7 +161,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
         trained_on=tuple(sorted(trained_on.union(plan.start.trained_on if plan.start else ()))),
         trained_clips=_join_clips(parts, plan.start),
     )
-    model.temperature = _fit_temperature(model, parts, speakers)
+    validation = _calibrate(model, parts.validation, speakers)
     predictions = model.predict_rows(parts.test, speakers.known if speakers else None)
     several = experiment.members > 1
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
@@ -187,8 +189,9 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
     content = scores.content()
     told = ("description", "notes", "made_speech", "num_test", "uar", "accuracy")
     model.facts = {name: content[name] for name in told} | {"versions": used_versions()}
+    model.facts["notes"] = [note for note in content["notes"] if note != plan.leaks.get("encoder")]  # of these scores
     save_model(model, plan.folder.inner("model").root)
-    return plan.folder.finish(scores, predictions, rows.source.store, history)
+    return plan.folder.finish(scores, predictions, rows.source.store, history, validation)
 
 
 def _describe(experiment: Experiment, parts: Split) -> str:
@@ -212,10 +215,16 @@ def _join_clips(parts: Split, start: Model | None) -> np.ndarray | None:
     return None if start.trained_clips is None else np.union1d(clips, start.trained_clips)
 
 
-def _fit_temperature(model: Model, parts: Split, speakers: Speakers | None) -> float:
-    """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it."""
-    examples = Examples.from_rows(parts.validation, model.labels, speakers)
-    return fit_temperature(model.logits(examples, model.members[:1]).numpy(), examples.targets.numpy())
+def _calibrate(model: Model, rows: Rows, speakers: Speakers | None) -> pa.Table:
+    """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it.
+
+    Returns:
+        What it says of them with that temperature (`tell_rows`).
+    """
+    examples = Examples.from_rows(rows, model.labels, speakers)
+    logits_NC = model.logits(examples, model.members[:1]).double().numpy()
+    model.temperature = fit_temperature(logits_NC, examples.targets.numpy())
+    return tell_rows(rows, softmax(logits_NC / model.temperature, axis=1), model.labels)
 
 
 def load_start(experiment: Experiment, features: Features, parts: Split) -> Model:

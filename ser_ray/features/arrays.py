@@ -44,13 +44,14 @@ def encode_features(values: Sequence[np.ndarray], type_: pa.DataType) -> pa.Arra
     Where that is of half precision and a value is beyond its range, all become float32.
     """
     first, *inner = shape_of(type_)
-    empty = np.zeros(0, number_of(widened(type_)).to_pandas_dtype())
-    flat_V = np.concatenate([empty, *map(np.ravel, values)])
+    number = number_of(widened(type_))
+    flat_V = np.concatenate([np.zeros(0, number.to_pandas_dtype()), *map(np.ravel, values)])
     if number_of(type_) == HALF:
         with np.errstate(over="ignore"):
             half_V = flat_V.astype(np.float16)
-        flat_V = half_V if np.isfinite(half_V).all() else flat_V
-    flat = pa.array(flat_V)
+        if np.isfinite(half_V).all():
+            flat_V, number = half_V, HALF
+    flat = pa.array(flat_V, number)
     for size in reversed(inner):
         flat = pa.FixedSizeListArray.from_arrays(flat, size)
     if first is not None:

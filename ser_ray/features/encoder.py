@@ -47,6 +47,7 @@ class Encoder:
     name: ClassVar[str] = "encoder"
     version: ClassVar[int] = 2
     augment: ClassVar[tuple[str, ...]] = ("none",)
+    wants_gpu: ClassVar[bool] = True  # where there is one
 
     encoder: str = field(default="", compare=False)
     sample_rate: int = SAMPLE_RATE
@@ -107,7 +108,8 @@ class Encoder:
     def origin(self) -> str:
         """Say in words which encoder this is, and under which licence."""
         revision = f", revision {self.revision}" if self.revision else ""
-        return f"{self.model}{revision}, licence: {self.licence}, sha256 {self.digest[:12]}; rows hold {self.states}"
+        text = f"{self.model}{revision}, licence: {self.licence}, sha256 {self.digest[:12]}; rows hold {self.states}"
+        return f"{text}; trained on {', '.join(self.heard)} ({self.heard_by})" if self.heard else text
 
     def locate(self, places: Sequence[str] = ()) -> Encoder:
         """Return these features with the encoder where it is now, which is told by its content.

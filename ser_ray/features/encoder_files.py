@@ -95,6 +95,8 @@ def find_encoder(name: str) -> str:
             raise UserError(f"--encoder {name} is a file; name the folder that holds it")
     if cached := _in_hub_cache(name):
         return cached
+    if re.fullmatch("[A-Z0-9_]+", name):
+        raise UserError(f"--encoder {name}: there is none of this name; torchaudio has {', '.join(PIPELINES)}")
     raise UserError(
         f"--encoder {name}: there is no such folder on this machine; bring {CONFIG}, {PREPROCESSOR} and {WEIGHTS[0]} "
         "of a speech encoder into one and name it (docs/encoders.md)"

@@ -6,7 +6,6 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from typing import Any
@@ -19,9 +18,7 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
-from ser_ray.model.encoders import locate_encoders
-from ser_ray.model.files import digest_model, load_models
-from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
 from ser_ray.predict.output import Output
 from ser_ray.predict.task import Answerer, PredictConfig
@@ -39,41 +36,6 @@ MADE_SPEECH = (
 MAX_SHOWN = 40  # windows of a single recording on the terminal
 MAX_LISTED = 8  # rejects on the terminal
 VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Together:
-    """Models that answer together.
-
-    Attributes:
-        roots: Their runs.
-        models: The models.
-        digests: Of their files.
-    """
-
-    roots: tuple[str, ...]
-    models: list[Model]
-    digests: tuple[str, ...]
-
-    @property
-    def made_speech(self) -> bool:
-        """Whether any of them is known to be trained on made speech."""
-        return any(model.made_speech for model in self.models)
-
-
-def open_models(runs: Sequence[str], encoders: Sequence[str] = ()) -> Together:
-    """Read the models of some runs.
-
-    Args:
-        runs: Where they are.
-        encoders: Where the encoders of their features are now, if not where they were.
-
-    Raises:
-        UserError: One cannot be read, has other features or labels than the first, or lacks its encoder.
-    """
-    roots = tuple(map(storage.normalize, runs))
-    models = locate_encoders(load_models(roots), encoders)
-    return Together(roots, models, tuple(map(digest_model, roots)))
 
 
 def predict_recordings(
@@ -102,20 +64,22 @@ def predict_recordings(
         UserError: An input names nothing, the output is finished or was asked for otherwise, or workers keep dying.
     """
     output.refuse_finished()
-    features, labels = together.models[0].features, together.models[0].labels
-    window_s, hop_s = config.windows.lengths_s(features)
+    features, labels = together.features, together.labels
+    window_s, hop_s = config.windows.lengths_s(features[0])
     parts = find_parts(inputs)
     first = next(parts, [])
     settings = {"window_s": window_s, "hop_s": hop_s, "channels": config.windows.channels}
     settings |= {"silence": config.windows.silence, "trust_short_speakers": config.trust_short_speakers}
     settings |= {"abstain_below": config.abstain_below}
-    identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(first)}
+    identity = {"model": together.digest, **settings, "recordings": digest_pieces(first)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
         if together.made_speech:
             say(MADE_SPEECH)
-        names, found = _answer_parts(Answerer(together.models, config, output), chain([first], parts))
+        if len(together.runs) > 1:
+            say(f"{len(together.runs)} runs answer together: {together.weighing.why}")
+        names, found = _answer_parts(Answerer(together, config, output), chain([first], parts))
         output.write_recordings(names)
         if as_csv:
             output.write_csv(names, labels.names)
@@ -126,7 +90,9 @@ def predict_recordings(
                 "runs": together.roots,
                 "digests": together.digests,
                 "networks": [model.network.name for model in together.models],
-                "features": write_features(features),
+                "weights": dict(zip(together.roots, together.weighing.weights, strict=True)),
+                "weighing": together.weighing.why,
+                "features": list(map(write_features, features)) if len(features) > 1 else write_features(features[0]),
                 "labels": labels.names,
                 "made_speech": together.made_speech,
             },
@@ -155,7 +121,7 @@ def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[lis
         if number:
             say(f"Part {number + 1}: {len(part)} recordings")
             answerer.output.claim_part(number, digest_pieces(part))
-        tasks = deal_pieces(part, any(model.speaker_norm for model in answerer.models))
+        tasks = deal_pieces(part, any(model.speaker_norm for model in answerer.together.models))
         _answer(answerer, tasks, number == 0 and are_few(part))
         if number:
             _account(answerer.output, list(tasks), len(part))

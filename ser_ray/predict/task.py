@@ -15,7 +15,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
-from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
 from ser_ray.predict.output import RECORDINGS_SCHEMA, REJECTS_SCHEMA, Output
@@ -49,13 +49,13 @@ class Answerer:
     """Answers recordings and writes what became of them.
 
     Args:
-        models: Models of the same features and labels, which answer together.
+        together: Models that answer together.
         config: How they answer.
         output: Where to write.
     """
 
-    def __init__(self, models: Sequence[Model], config: PredictConfig, output: Output) -> None:
-        self.models, self.config, self.output = models, config, output
+    def __init__(self, together: Together, config: PredictConfig, output: Output) -> None:
+        self.together, self.config, self.output = together, config, output
 
     def __call__(self, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Answer the recordings of one task, unless that was done before.
@@ -91,7 +91,7 @@ class Answerer:
                     raise AudioError(CRASHED)
                 if piece.problem:
                     raise AudioError(piece.problem)
-                of_windows, of_recordings, of_notes = answer_piece(self.models, piece, self.config, voices)
+                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config, voices)
             except Exception as error:  # whatever is wrong with a recording, it costs that one only
                 reject = {"file": piece.path, "start": piece.start_s, "end": piece.end_s, "reason": _reason(error)}
                 rejects.append(reject)
@@ -113,17 +113,17 @@ class Answerer:
         self, pieces: Sequence[Piece], attempts: Attempts
     ) -> Iterator[tuple[Piece, dict[int, Voice] | None]]:
         """Yield recordings with what is known of the people in them, where a model wants to know."""
-        if not any(model.speaker_norm for model in self.models):
+        if not any(model.speaker_norm for model in self.together.models):
             yield from ((piece, None) for piece in pieces)
             return
         for group in by_speaker(pieces):
             usable = (piece for piece in group if not piece.problem and attempts.take(piece.name))
-            voices = hear_voices(self.models, usable, self.config.windows)
+            voices = hear_voices(self.together.models, usable, self.config.windows)
             yield from ((piece, voices) for piece in group)
 
 
 def answer_piece(
-    models: Sequence[Model], piece: Piece, config: PredictConfig, voices: dict[int, Voice] | None = None
+    together: Together, piece: Piece, config: PredictConfig, voices: dict[int, Voice] | None = None
 ) -> tuple[pa.Table, list[dict[str, Any]], tuple[str, ...]]:
     """Answer one recording, by what is known of the people in it, by channel, where that is asked for.
 
@@ -134,12 +134,13 @@ def answer_piece(
         AudioError: It cannot be used.
         OSError: It cannot be read.
     """
-    labels = models[0].labels.names
+    labels = together.labels.names
     unsure = _too_short(voices or {}, config)
-    hearing, file = open_hearing(models, piece, config.windows)
+    hearing, file = open_hearing(piece, config.windows, together.features[0])
     with file:
         try:
-            answers_WC = answer_windows(models, hearing, None if voices is None else by_features(voices))
+            known = None if voices is None else by_features(voices)
+            answers_WC = answer_windows(together.models, hearing, together.weights, known)
         finally:
             hearing.close()
     table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below, unsure)

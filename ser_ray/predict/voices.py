@@ -44,7 +44,7 @@ def by_speaker(pieces: Iterable[Piece]) -> list[list[Piece]]:
     return list(groups)
 
 
-def open_hearing(models: Sequence[Model], piece: Piece, windows: WindowConfig) -> tuple[Hearing, io.IOBase]:
+def open_hearing(piece: Piece, windows: WindowConfig, features: Features) -> tuple[Hearing, io.IOBase]:
     """Open a recording and hear through it once; its file is to be closed after it.
 
     Raises:
@@ -56,7 +56,7 @@ def open_hearing(models: Sequence[Model], piece: Piece, windows: WindowConfig) -
         if piece.size <= WHOLE_FILE_BYTES:
             with file:
                 file = io.BytesIO(file.read())
-        return Hearing(file, windows, models[0].features, piece.start_s, piece.end_s), file
+        return Hearing(file, windows, features, piece.start_s, piece.end_s), file
     except BaseException:
         file.close()
         raise
@@ -80,7 +80,7 @@ def hear_voices(models: Sequence[Model], pieces: Iterable[Piece], windows: Windo
     voices: dict[int, Voice] = {}
     for piece in pieces:
         try:
-            hearing, file = open_hearing(models, piece, windows)
+            hearing, file = open_hearing(piece, windows, models[0].features)
         except (AudioError, OSError):
             continue
         with file:

@@ -62,7 +62,9 @@ def find_and_connect(roots: Sequence[str], verbose: bool = False) -> Manifest:
         return finding.result()
 
 
-def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | None = None, device: str = "cpu") -> Store:
+def featurize(
+    manifest: Manifest, config: FeaturizeConfig, store_root: str | None = None, device: str = "auto"
+) -> Store:
     """Bring a feature store in line with the clips that `corpora.discover` found.
 
     Rows that are there already stay; clips that are new, changed or unfinished are featurized; rows of clips that
@@ -72,7 +74,8 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
         manifest: The clips, and the roots they lie under.
         config: Features and augmentation.
         store_root: The store's folder or URI; None names it after the settings and the manifest's roots.
-        device: `cpu`, one thread per task, or `cuda`, one GPU per actor, with CPUs that read for them.
+        device: `cpu`, one thread per task; `cuda`, one GPU per actor, with CPUs that read for them; or `auto`, which is
+            `cuda` for features that gain much by it, where there are GPUs.
 
     Returns:
         The complete store.
@@ -82,8 +85,7 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
             shared by all nodes, or workers that keep dying.
         RuntimeError: The accounts do not add up.
     """
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: choose cpu or cuda")
+    device = choose_device(device, config)
     show_table("Corpora", [row._asdict() for row in audit(manifest)])
     root = storage.normalize(store_root) if store_root else find_store(config, manifest)
     try:
@@ -102,6 +104,19 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
     except OSError as error:
         raise UserError(unusable(Store(root), error)) from None
     return store
+
+
+def choose_device(device: str, config: FeaturizeConfig) -> str:
+    """Return `cpu` or `cuda` for what `--device` says, which may be `auto`.
+
+    Raises:
+        UserError: It says something else.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: choose auto, cpu or cuda")
+    if device != "auto":
+        return device
+    return "cuda" if getattr(config.features, "wants_gpu", False) and count_resources()[1] else "cpu"
 
 
 def _plan(store: Store, manifest: Manifest) -> list[Utterance]:

@@ -48,10 +48,10 @@ def pack_sounds(sounds: Sequence[Sound]) -> pa.Array:
 
 
 def unpack_sounds(records: pa.StructArray) -> list[Sound]:
-    """Return the sounds that `pack_sounds` packed, without copying their samples."""
+    """Return the sounds that `pack_sounds` packed."""
     told = ("sha256", "problem", "sample_rate", "duration_s", "notes")
     columns = [records.field(name).to_pylist() for name in told]
-    waveforms = [waveform.values.to_numpy(zero_copy_only=True) for waveform in records.field("samples")]
+    waveforms = [np.array(waveform.values) for waveform in records.field("samples")]
     return [
         Sound(sha256, Clip(waveform_T, sample_rate, duration_s, tuple(notes)), problem)
         for sha256, problem, sample_rate, duration_s, notes, waveform_T in zip(*columns, waveforms, strict=True)

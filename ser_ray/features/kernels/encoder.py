@@ -46,13 +46,13 @@ class EncoderKernel:
         here = config.locate()
         self.found = look_into(here.encoder, here.digests)
         self.network = build_encoder(self.found, here.encoder)
-        self.device, self.half = "cpu", False
+        self.device, self.bf16 = "cpu", False
         self.batch_s = BATCH_S
 
     def to(self, device: str) -> EncoderKernel:
         """Move to `cpu` or `cuda`."""
         self.network.to(device)
-        self.device, self.half = device, device != "cpu"
+        self.device, self.bf16 = device, device != "cpu"
         return self
 
     def rows(
@@ -149,7 +149,7 @@ class EncoderKernel:
         if self.found.epsilon is not None:
             variance_B1, mean_B1 = torch.var_mean(waveform_BT, 1, correction=0, keepdim=True)
             waveform_BT = (waveform_BT - mean_B1) / (variance_B1 + self.found.epsilon).sqrt()
-        with torch.autocast(waveform_BT.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(waveform_BT.device.type, torch.bfloat16, enabled=self.bf16):
             states = [state_BNW.float() for state_BNW in self.network(waveform_BT)]
         return torch.stack([torch.cat([s_BNW.mean(1), s_BNW.std(1, correction=0)], 1) for s_BNW in states], 1)
 
