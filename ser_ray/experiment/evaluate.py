@@ -70,11 +70,10 @@ def evaluate(models: Together | Sequence[Model], stores: Store | Sequence[Store]
     folder.claim(identity)
     rows, excluded = _choose_unheard(everything[0], together.models)
     tested = _take_same([rows, *everything[1:]], excluded)
-    heard = [(each, _known(each, together.models)) for each in tested]
-    answers = {root: _answer(run, heard) for root, run in zip(together.roots, together.runs, strict=True)}
+    warnings = dict.fromkeys(filter(None, (warn_of_encoder(features, tested[0]) for features in together.features)))
+    known = [(each, _known(each, together.models)) for each in tested]
+    answers = {root: _answer(run, known) for root, run in zip(together.roots, together.runs, strict=True)}
     predictions = pool_predictions(list(answers.values()), labels.names, together.weighing.weights)
-    warnings = dict.fromkeys(filter(None, (warn_of_encoder(each, tested[0]) for each in together.features)))
-    notes = {*warnings, *(note for each in facts for note in each.get("notes", []))}
     scores = Scores(
         measured=metrics.score(predictions, labels.names),
         protocol="evaluation",
@@ -85,7 +84,10 @@ def evaluate(models: Together | Sequence[Model], stores: Store | Sequence[Store]
         command=folder.command,
         timing={"test_s": time.perf_counter() - started},
         made_speech=tested[0].made_speech or together.made_speech,
-        notes=(*sorted(notes), *tell_alike([together.weighing])),
+        notes=(
+            *sorted({*warnings, *(note for each in facts for note in each.get("notes", []))}),
+            *tell_alike([together.weighing]),
+        ),
         excluded=excluded,
         temperature=_only([model.temperature for model in together.models]),
         together=compare_together(answers, predictions, [together.weighing], labels.names) if several else None,

@@ -93,10 +93,9 @@ def _align(runs: dict[str, list[_Part]]) -> dict[str, list[_Part]]:
     """
     (root, parts), *others = runs.items()
     for other, own in others:
-        for name, mend in (("labels", "--labels"), ("protocol", "--protocol"), ("fold", "--fold")):
-            values = [[part.scores.get(name) for part in each] for each in (parts, own)]
-            if values[0] != values[1] if name == "fold" else values[0][0] != values[1][0]:
-                raise UserError(f"{other} has not the {name} of {root}: name runs of the same {mend}")
+        for name in ("fold", "labels", "protocol"):
+            if [part.scores.get(name) for part in own] != [part.scores.get(name) for part in parts]:
+                raise UserError(f"{other} has not the {name} of {root}: name runs of the same --{name}")
         for one, two in zip(parts, own, strict=True):
             ids = [sorted(part.predictions["utterance_id"].to_pylist()) for part in (one, two)]
             if ids[0] != ids[1]:

@@ -2,9 +2,7 @@
 
 Runs count by weights that are fitted, as a temperature is, to what they said of the speakers who validated them
 (`validation.parquet`, the answers of each run's first member, which has not heard these speakers). Where runs validated
-on different speakers, or one does not know its answers, they count alike. The folds of one run always do.
-
-Shape suffixes: R runs, M models, N clips.
+on different speakers, or one does not keep its answers, they count alike. The folds of one run always do.
 """
 
 from __future__ import annotations
@@ -70,6 +68,15 @@ class Together:
         weighing = weigh_runs([[None]] * len(models), models[0].labels.names)
         return cls(names, tuple((model,) for model in models), weighing)
 
+    def locate(self, places: Sequence[str]) -> Together:
+        """Return the same with the encoders of their features where these are now (`encoders.locate_encoders`).
+
+        Raises:
+            UserError: An encoder is nowhere, or a place is given and no model has an encoder.
+        """
+        located = iter(locate_encoders(self.models, places))
+        return replace(self, runs=tuple(tuple(next(located) for _ in models) for models in self.runs))
+
     @property
     def models(self) -> list[Model]:
         """The models of all runs."""
@@ -101,18 +108,6 @@ class Together:
     def made_speech(self) -> bool:
         """Whether any of them is known to be trained on made speech."""
         return any(model.made_speech for model in self.models)
-
-    def locate(self, places: Sequence[str] = ()) -> Together:
-        """Return the same models, with the encoders of their features where these are now.
-
-        Args:
-            places: Where to look before the places that the models name.
-
-        Raises:
-            UserError: An encoder is nowhere, or a place is given and no model has an encoder.
-        """
-        located = iter(locate_encoders(self.models, places))
-        return replace(self, runs=tuple(tuple(next(located) for _ in models) for models in self.runs))
 
 
 def open_models(runs: Sequence[str]) -> Together:
