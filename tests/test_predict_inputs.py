@@ -188,7 +188,7 @@ def test_windows_shorter_than_a_frame_are_refused_and_a_speaker_column_is_no_pat
 @pytest.mark.timeout(300)
 def test_a_driver_that_is_killed_goes_on_with_the_same_rows_to_the_last_bit(run, tmp_path):
     for k in range(8):
-        write(tmp_path / "in" / f"{k}.wav", speech(70, seed=k))
+        write(tmp_path / "in" / f"{k}.wav", speech(40, seed=k))
     command = [sys.executable, JOB, "--run", run, "--input", tmp_path / "in", "--output"]
     job = subprocess.Popen([*command, tmp_path / "out"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     while job.poll() is None and len(list((tmp_path / "out" / "parts").glob("*.parquet"))) < 2:
