@@ -2,7 +2,7 @@ r"""Answer which emotions are heard in any recordings, window by window.
 
     python jobs/predict.py --run runs/first --input interview.wav --output answers/interview
     python jobs/predict.py --run runs/first --input ~/calls 'more/*.mp3' parts.csv --output answers/calls \
-        --channels separate
+        --channels separate --report calls.html
     python jobs/predict.py --run runs/first runs/second --input s3://bucket/calls --output s3://bucket/answers
 
 Killed and started again with the same flags, it goes on where it was.
@@ -20,7 +20,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
 from ser_ray.model.together import open_models
 from ser_ray.predict.output import Output
-from ser_ray.predict.predict import predict_recordings
+from ser_ray.predict.predict import Besides, predict_recordings
 from ser_ray.predict.task import PredictConfig
 
 
@@ -38,7 +38,6 @@ class Flags:
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
             a fresh one is made under `answers/`.
         encoder: Where the models' encoders are now, if not where they were in training; told by their content.
-        csv: Write `windows.csv` as well.
         config: YAML or JSON file of flags and values; flags beat it.
     """
 
@@ -46,22 +45,24 @@ class Flags:
     input: tuple[str, ...] = ()
     output: str | None = None
     encoder: tuple[str, ...] = ()
-    csv: bool = False
     config: str | None = None
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse flags, answer, say where the answers are."""
-    values = parse_flags(argv, __doc__, Flags, PredictConfig)
+    values = parse_flags(argv, __doc__, Flags, PredictConfig, Besides)
     flags, config = pick_config(Flags, values), pick_config(PredictConfig, values)
+    besides = pick_config(Besides, values)
     for name, value in (("run", flags.run), ("input", flags.input)):
         if not value:
             raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS")
     output = Output(storage.normalize(flags.output or f"answers/{datetime.now():%Y%m%d-%H%M%S}"))
     output.refuse_finished()
     together = open_models(flags.run).locate(flags.encoder)
-    predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), as_csv=flags.csv)
+    predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), besides)
     say(f"Answers: {output.root} (windows/, recordings.parquet, predict.json)")
+    if besides.report:
+        say(f"Report: {storage.normalize(besides.report)}")
 
 
 if __name__ == "__main__":

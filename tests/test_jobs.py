@@ -85,7 +85,12 @@ def test_cross_validate_evaluate_compare(job, made, made_store, tmp_path):
     assert "left out: 6 clips, trained on" in out  # all clips of the speakers that it heard
     scores = json.loads(Path("runs/elsewhere/metrics.json").read_text())
     assert scores["per_corpus"].keys() == {"crema_d", "ravdess", "tess", "savee"}
-    heard = json.loads(Path("runs/cv/fold-0/model/config.json").read_text())["trained_on"]["speakers"]
+    config = json.loads(Path("runs/cv/fold-0/model/config.json").read_text())
+    assert (
+        config["domain"]["clips"] > 0
+        and "| signal-to-noise, dB |" in Path("runs/cv/fold-0/model/README.md").read_text()
+    )
+    heard = config["trained_on"]["speakers"]
     assert len(heard) == 2 and set(scores["per_speaker"]).isdisjoint(heard)
 
     for name, folds in (("second", (1,)), ("together", (0, 1))):

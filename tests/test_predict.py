@@ -72,8 +72,9 @@ def read(root) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
 
 def answer(run, output, *inputs, **settings) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     abstain = {"abstain_below": settings.pop("abstain_below", 0.0)}
+    besides = settings.pop("besides", None)
     config = PredictConfig(WindowConfig(**settings), **abstain)
-    predict_recordings(open_models([run]), list(map(str, inputs)), config, Output(str(output)))
+    predict_recordings(open_models([run]), list(map(str, inputs)), config, Output(str(output)), besides=besides)
     return read(output)
 
 

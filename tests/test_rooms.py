@@ -28,7 +28,7 @@ LEFT_OF = {
     "model": {"base", "speech", "features", "store", "networks"},
     "training": {"base", "speech", "features", "store", "networks", "model"},
     "scores": {"base", "speech", "features", "store", "model"},
-    "predict": {"base", "speech", "features", "store", "networks", "model"},
+    "predict": {"base", "speech", "features", "store", "networks", "model", "scores"},
     "experiment": {"base", "speech", "features", "store", "networks", "model", "training", "scores"},
     "search": {"base", "speech", "features", "store", "networks", "model", "training", "scores", "experiment"},
 }

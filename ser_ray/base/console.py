@@ -26,7 +26,8 @@ class _Console(Console):
 
 console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 PLAIN_INTERVAL_S = 5.0
-PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "..."}  # what stands for characters that an output cannot write
+# What stands for characters that an output cannot write.
+PLAIN = {"×": "x", "–": "-", "±": "+/-", "…": "...", "█": "#", "·": "."}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -74,8 +75,8 @@ def _cell(value: Any) -> str:
 class Tracker:
     """Progress of one long piece of work: how much is done, how fast, how long it will take."""
 
-    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
-        self.title, self.total, self.bar = title, total, bar
+    def __init__(self, title: str, total: int, bar: Progress | None, unit: str = "clips") -> None:
+        self.title, self.total, self.bar, self.unit = title, total, bar, unit
         self.done, self.note = 0, ""
         self.started = self.spoke = time.monotonic()
         self.counted_from = (0, self.started)
@@ -89,7 +90,7 @@ class Tracker:
         self.done += count
         done, since = self.counted_from if now - self.counted_from[1] > 1 else (0, self.started)
         rate = (self.done - done) / max(now - since, 1e-9)
-        self.note = f"{rate:.1f} clips/s{', ' + note if note else ''}"
+        self.note = f"{rate:.1f} {self.unit}/s{', ' + note if note else ''}"
         if self.bar:
             self.bar.update(self.task, advance=count, note=self.note)
         elif now - self.spoke >= PLAIN_INTERVAL_S or self.done >= self.total:
@@ -109,10 +110,10 @@ def watch() -> Iterator[Callable[[str, Sequence[dict[str, Any]]], None]]:
 
 
 @contextmanager
-def track(title: str, total: int) -> Iterator[Tracker]:
+def track(title: str, total: int, unit: str = "clips") -> Iterator[Tracker]:
     """Show progress within the context: a bar on a terminal, a plain line every few seconds elsewhere."""
     if not console.is_terminal:
-        yield Tracker(title, total, None)
+        yield Tracker(title, total, None, unit)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -122,4 +123,4 @@ def track(title: str, total: int) -> Iterator[Tracker]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        yield Tracker(title, total, bar)
+        yield Tracker(title, total, bar, unit)

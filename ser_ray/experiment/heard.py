@@ -12,7 +12,7 @@ def warn_of_encoder(features: Features, tested: Rows) -> str:
     if not heard:
         return ""
     return (
-        f"The encoder {features.model} was trained on {' and '.join(heard)}, tested here ({features.heard_by}): these "
+        f"The encoder {features.model} was trained on {', '.join(heard)}, tested here ({features.heard_by}): these "
         "scores say nothing about speech that it has not heard."
     )
 

@@ -19,6 +19,7 @@ from ser_ray.experiment.heard import add_warning, warn_of_encoder
 from ser_ray.experiment.splits import Split, check_leaks, split
 from ser_ray.features.spec import Features, features_identity
 from ser_ray.model.calibration import fit_temperature
+from ser_ray.model.domain import Domain, domain_of, join_domains
 from ser_ray.model.examples import Examples
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.model import Model, tell_rows
@@ -161,6 +162,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
         trained_on=tuple(sorted(trained_on.union(plan.start.trained_on if plan.start else ()))),
         trained_clips=_join_clips(parts, plan.start),
     )
+    model.domain = _measure_domain(parts, plan.start)
     validation = _calibrate(model, parts.validation, speakers)
     predictions = model.predict_rows(parts.test, speakers.known if speakers else None)
     several = experiment.members > 1
@@ -213,6 +215,13 @@ def _join_clips(parts: Split, start: Model | None) -> np.ndarray | None:
     if start is None:
         return clips
     return None if start.trained_clips is None else np.union1d(clips, start.trained_clips)
+
+
+def _measure_domain(parts: Split, start: Model | None) -> Domain | None:
+    """Return in what condition all clips were that were trained or validated on; None where that is not known."""
+    rows = parts.train.union(parts.validation)
+    own = domain_of(rows, rows.recipe.features.sample_rate)
+    return join_domains([own, start.domain]) if start else own
 
 
 def _calibrate(model: Model, rows: Rows, speakers: Speakers | None) -> pa.Table:

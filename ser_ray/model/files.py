@@ -22,6 +22,7 @@ from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.features.arrays import shape_of
 from ser_ray.features.spec import read_features, write_features
+from ser_ray.model.domain import describe_domain, read_domain, write_domain
 from ser_ray.model.model import Model
 from ser_ray.networks.spec import read_network, write_network
 from ser_ray.speech.emotions import LabelSet
@@ -44,6 +45,7 @@ def save_model(model: Model, folder: str) -> None:
         "temperature": model.temperature,
         "trained_on": {"speakers": model.trained_on},
         "facts": model.facts,
+        "domain": write_domain(model.domain),
     }
     weights: dict[str, Tensor] = {}
     for k, member in enumerate(model.members):
@@ -98,6 +100,7 @@ def load_model(folder: str) -> Model:
             tuple(map(str, config["trained_on"]["speakers"])),
             None if clips is None else clips.numpy(),
             dict(config["facts"]),
+            read_domain(config.get("domain")),  # which earlier versions lack
         )
     except UserError as error:
         raise UserError(f"{folder} is not a model that this version reads: {error}") from None
@@ -165,6 +168,7 @@ def _model_card(config: dict[str, Any], model: Model) -> str:
         "",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in config["facts"].items() if name != "notes"),
         *(f"\n**{note}**" for note in config["facts"].get("notes", ())),
+        *describe_domain(read_domain(config["domain"])),
         "",
         "It hears acted emotions as its training corpora hold them. Scores on other voices, languages and rooms are",
         "lower; it must not be used to judge people.",

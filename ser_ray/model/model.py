@@ -19,6 +19,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.features.spec import Features
 from ser_ray.model.answers import answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
+from ser_ray.model.domain import Domain
 from ser_ray.model.examples import Examples, predict_logits
 from ser_ray.model.speakers import Known, Speakers
 from ser_ray.model.views import Views
@@ -48,6 +49,7 @@ class Model:
         trained_clips: Digests of the files in its training and validation (`Rows.digests`), sorted; None for a model of
             an older version, of whose files nothing is known.
         facts: Where it comes from: protocol, scores, notes, versions.
+        domain: In what condition the clips were that it was trained on; None where that is not known.
     """
 
     members: list[nn.Module]
@@ -60,6 +62,7 @@ class Model:
     trained_on: tuple[str, ...] = ()
     trained_clips: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    domain: Domain | None = None
 
     @property
     def made_speech(self) -> bool:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -36,6 +37,7 @@ from ser_ray.speech.audio import (
     sounding_channel,
     to_rate,
 )
+from ser_ray.speech.condition import Meter
 
 USUAL_WINDOW_S = 10.0  # Longest usual window: moods change, and networks learned from clips that are no longer.
 SILENT_DB = 40.0  # A window that is so much below the loudest one of its recording is silent.
@@ -117,8 +119,10 @@ class Hearing:
 
     Attributes:
         windows: All windows, by channel and time.
+        sample_rate: Of the recording, Hz.
         seconds: Length of the recording, or of the part.
         notes: What was done differently from what was asked (`speech.audio.NOTES`).
+        conditions: What was measured of each channel that is heard, by its number; None of one that does not sound.
 
     Raises:
         AudioError: It cannot be used; the message says why.
@@ -135,7 +139,7 @@ class Hearing:
     ) -> None:
         recording = self._recording = open_recording(file)
         recording.check_header()
-        rate = recording.rate
+        rate = self.sample_rate = recording.rate
         self._begin = int((start_s or 0) * rate)
         self._stop = recording.n_frames if recording.is_exact else _NO_END
         asked = self._stop if end_s is None else min(self._stop, int(end_s * rate))
@@ -152,8 +156,11 @@ class Hearing:
     def _listen(self, config: WindowConfig) -> tuple[list[Window], float]:
         """Read it for the first time."""
         rate, spans, range_WS, level_WS = self._recording.rate, [], [], []
+        channels = range(1, self._recording.n_channels + 1)
+        usual = {"separate": channels, "mean": [MEAN]}.get(config.channels) or [min(int(config.channels), channels[-1])]
+        meters = {column: Meter(rate) for column in usual}
         low_S, high_S = np.array([np.inf]), np.array([-np.inf])
-        for start, sound_TC in self._cut(self._blocks()):
+        for start, sound_TC in self._cut(self._measured(meters)):
             signal_TS = np.column_stack([sound_TC.mean(axis=1), sound_TC])
             least_S, most_S = signal_TS.min(0), signal_TS.max(0)
             check_range(float(least_S.min()), float(most_S.max()))
@@ -168,6 +175,10 @@ class Hearing:
             self.notes.append(NOTE_SCALED)
         self._signals = self._choose(config, high_S - low_S)
         columns = [column for _, column in self._signals]
+        if meters.keys() != {*columns}:  # known only now
+            meters = {column: Meter(rate) for column in columns}
+            deque(self._measured(meters), maxlen=0)
+        self.conditions = {channel: meters[column].read(self._scale) for channel, column in self._signals}
         level_WS, range_WS = np.array(level_WS)[:, columns], np.array(range_WS)[:, columns]
         silent_WS = (range_WS == 0) | (level_WS < level_WS.max() * 10 ** (-SILENT_DB / 20))
         if config.silence == "vad":
@@ -235,6 +246,13 @@ class Hearing:
             return [(MEAN, MEAN)]
         self.notes.append(note_cancelled(cancelled))
         return [(MEAN, cancelled + 1)]
+
+    def _measured(self, meters: Mapping[int, Meter]) -> Iterator[np.ndarray]:
+        """Yield the samples [T, C] of what is heard, block by block, and measure some of its signals."""
+        for block_TC in self._blocks():
+            for column, meter in meters.items():
+                meter.feed(block_TC.mean(axis=1) if column == MEAN else np.ascontiguousarray(block_TC[:, column - 1]))
+            yield block_TC
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """Yield the samples [T, C] of what is heard, block by block, and see that all are there."""

@@ -15,7 +15,7 @@ class ProbeSpec:
 
     Attributes:
         hidden: Units of its hidden layer.
-        dropout_in: Dropout of what it hears, the weighted mean of the states.
+        dropout_in: Dropout of what it hears, all states side by side.
         dropout_hidden: Dropout of the hidden layer.
         mixup: Parameter of the Beta distribution by which pairs of clips and their labels are mixed; 0 to mix none.
     """
@@ -23,8 +23,8 @@ class ProbeSpec:
     name: ClassVar[str] = "probe"
     features: ClassVar[str] = "encoder"
     training: ClassVar[dict[str, Any]] = {
-        **{"epochs": 60, "batch_size": 32, "learning_rate": 2e-3, "schedule": "one-cycle", "weight_decay": 0.05},
-        **{"label_smoothing": 0.1, "balance": 1.0, "monitor": "validation_uar", "patience": 60},
+        **{"epochs": 30, "batch_size": 32, "learning_rate": 2e-3, "schedule": "one-cycle", "weight_decay": 0.05},
+        **{"label_smoothing": 0.1, "balance": 1.0, "monitor": "validation_uar", "patience": 30},
     }
     changes_frames: ClassVar[bool] = False
     views: ClassVar[tuple[tuple[float, float], ...]] = ()
@@ -34,13 +34,13 @@ class ProbeSpec:
         "weight_decay": Range(1e-3, 0.3, log=True),
         "batch_size": (16, 32, 64),
         "label_smoothing": Range(0.0, 0.2),
-        "hidden": (64, 128, 256, 512),
+        "hidden": (32, 64, 128, 256),
         "dropout_in": Range(0.0, 0.6),
         "dropout_hidden": Range(0.0, 0.7),
         "mixup": Range(0.0, 0.8),
     }
 
-    hidden: int = between(256, 1, 65_536)
+    hidden: int = between(64, 1, 65_536)
     dropout_in: float = between(0.3, 0, 0.95)
     dropout_hidden: float = between(0.5, 0, 0.95)
     mixup: float = between(0.4, 0, 10)

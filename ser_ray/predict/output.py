@@ -5,7 +5,8 @@
     OUTPUT/rejects/*.parquet     recordings that could not be used, each with its reason
     OUTPUT/parts/*.parquet       rows of recordings.parquet, until that is written; a task that has one is done
     OUTPUT/recordings.parquet    one row per recording and channel
-    OUTPUT/windows.csv           all windows for a spreadsheet, where that was asked for
+    OUTPUT/windows.csv           both for a spreadsheet, where that was asked for
+    OUTPUT/recordings.csv
     OUTPUT/predict.json          accounts, and who answered; written last: an output that has it is finished
 
 The files of a task have a name drawn from its recordings, so writing them twice changes nothing.
@@ -16,7 +17,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -26,7 +28,8 @@ from pyarrow.fs import FileType
 from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.store.shards import COMPRESSION, read_shard, write_parquet
+from ser_ray.model.answers import WINDOWS_SCHEMA
+from ser_ray.store.shards import COMPRESSION, MEASURES, read_shard, write_parquet
 from ser_ray.store.store import differences
 
 RECORDINGS_SCHEMA = pa.schema(
@@ -35,13 +38,16 @@ RECORDINGS_SCHEMA = pa.schema(
         *(("seconds", pa.float64()), ("answered_s", pa.float64()), ("silent_s", pa.float64())),
         *(("windows", pa.int32()), ("silent_windows", pa.int32()), ("abstained_windows", pa.int32())),
         *(("emotion", pa.string()), ("probability", pa.float64()), ("probabilities", pa.list_(pa.float64()))),
-        ("shares", pa.list_(pa.float64())),
+        *(("shares", pa.list_(pa.float64())), ("sample_rate", pa.int32())),
+        *((name, pa.float64()) for name in MEASURES),
+        ("outside", pa.list_(pa.string())),
         ("carried", pa.string()),  # what a table says besides, JSON; columns of their own in recordings.parquet
     ]
 )
 REJECTS_SCHEMA = pa.schema(
     [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("reason", pa.string())]
 )
+_SAID = {"model": "model: another one", "recordings": "recordings: others"}  # instead of two digests
 
 
 class Output:
@@ -49,10 +55,14 @@ class Output:
 
     Args:
         root: Its folder.
+
+    Attributes:
+        about: What every Parquet file says of itself in its metadata: who answered, and whether that is to be believed.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self.about: dict[str, str] = {}
 
     def refuse_finished(self) -> None:
         """Refuse to overwrite what is finished.
@@ -73,6 +83,7 @@ class Output:
         path = storage.join(self.root, "asked.json")
         if storage.exists(path):
             if changed := differences(storage.read_json(path)["identity"], identity):
+                changed = "; ".join(_SAID.get(part.partition(":")[0], part) for part in changed.split("; "))
                 raise UserError(
                     f"{self.root} holds unfinished answers that were asked for otherwise ({changed}); choose another "
                     "--output"
@@ -84,6 +95,11 @@ class Output:
         ]:
             raise UserError(f"{self.root} holds {strangers[0]} and no answers; name a new folder as --output")
         storage.write_json(path, {"identity": identity, "command": command})
+
+    def is_begun(self) -> bool:
+        """Tell whether there are unfinished answers."""
+        begun, ended = (storage.exists(storage.join(self.root, name)) for name in ("asked.json", "predict.json"))
+        return begun and not ended
 
     def claim_part(self, number: int, digest: str) -> None:
         """Note what recordings a part has, or check that it has the same as when it was begun; the first is in `claim`.
@@ -115,7 +131,7 @@ class Output:
         """Write what became of a task's recordings; that of `recordings`, written last, says that the rest is there."""
         for folder, table in (("windows", windows), ("rejects", rejects)):
             if table.num_rows:
-                write_parquet(self._path(folder, name), table)
+                write_parquet(self._path(folder, name), table.replace_schema_metadata(self.about))
             else:  # of an attempt before
                 storage.remove(self._path(folder, name))
         write_parquet(self._path("parts", name), recordings)
@@ -134,7 +150,7 @@ class Output:
         schema = pa.schema([*own, *((column, pa.string()) for column in given.values())])
 
         def fill(stream: BinaryIO) -> None:
-            with pq.ParquetWriter(stream, schema, **COMPRESSION) as writer:
+            with pq.ParquetWriter(stream, schema.with_metadata(self.about), **COMPRESSION) as writer:
                 for table in self.read("parts", names):
                     told = [json.loads(text or "{}") for text in table["carried"].to_pylist()] if given else []
                     table = table.drop_columns(["carried"])
@@ -154,21 +170,11 @@ class Output:
         return {name: f"{name}_given" if name in taken else name for name in found}
 
     def write_csv(self, names: Sequence[str], labels: Sequence[str]) -> None:
-        """Write `windows.csv`: the probability of each emotion in a column of its own."""
-
-        def fill(stream: BinaryIO) -> None:
-            text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-            writer = csv.writer(text)
-            plain = ["file", "channel", "start", "end", "emotion", "probability", "entropy"]
-            writer.writerow([*plain, *labels])
-            for table in self.read("windows", names):
-                for row in table.to_pylist():
-                    each = row["probabilities"] or [None] * len(labels)
-                    writer.writerow([*(row[name] for name in plain), *each])
-            text.flush()
-            text.detach()
-
-        storage.write(storage.join(self.root, "windows.csv"), fill)
+        """Write `windows.csv` and `recordings.csv`: what is told of each emotion has a column of its own."""
+        for name, schema in (("windows", WINDOWS_SCHEMA), ("recordings", RECORDINGS_SCHEMA)):
+            tables = self.read("parts" if name == "recordings" else name, names)
+            path = storage.join(self.root, f"{name}.csv")
+            storage.write(path, partial(_fill_csv, tables=tables, columns=schema.names, labels=labels))
 
     def finish(self, content: dict[str, Any]) -> None:
         """Write `predict.json` and take away what was needed until then."""
@@ -178,3 +184,20 @@ class Output:
 
     def _path(self, folder: str, name: str) -> str:
         return storage.join(self.root, folder, f"{name}.parquet")
+
+
+def _fill_csv(stream: BinaryIO, tables: Iterable[pa.Table], columns: Sequence[str], labels: Sequence[str]) -> None:
+    """Write the rows of some tables, their lists spread over columns."""
+    each = {"probabilities": "", "shares": "share_"}  # what stands before an emotion's name
+    plain = [name for name in columns if name not in each and name != "outside"]
+    spread = [name for name in each if name in columns]
+    last = ["outside"] if "outside" in columns else []
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.writer(text)
+    writer.writerow([*plain, *(f"{each[name]}{label}" for name in spread for label in labels), *last])
+    for table in tables:
+        for row in table.to_pylist():
+            cells = [cell for name in spread for cell in row[name] or [None] * len(labels)]
+            writer.writerow([*(row[name] for name in plain), *cells, *("; ".join(row[name] or []) for name in last)])
+    text.flush()
+    text.detach()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,13 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
+from ser_ray.model.domain import Domain, join_domains, write_domain
 from ser_ray.model.together import Together
 from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
 from ser_ray.predict.output import Output
+from ser_ray.predict.report import refuse_report, write_answers_report
 from ser_ray.predict.task import Answerer, PredictConfig
+from ser_ray.predict.timeline import shorten, show_timelines, show_windows
 from ser_ray.predict.voices import LEAST_S, WHOLE_FILE_BYTES, by_speaker
 from ser_ray.speech.audio import NOTES, AudioError, open_recording
 from ser_ray.speech.packed import open_sound
@@ -33,9 +38,28 @@ MAX_PIECES, MAX_BYTES = 200, 256 << 20  # Largest task; one recording may be lar
 MADE_SPEECH = (
     "The model was trained on made speech: its answers show that everything runs, and say nothing about people."
 )
-MAX_SHOWN = 40  # windows of a single recording on the terminal
 MAX_LISTED = 8  # rejects on the terminal
+_ROUNDED = 10_000  # So many seconds and more are told without decimals.
 VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Besides:
+    """What is written besides the answers, which does not change them.
+
+    Attributes:
+        csv: Write windows.csv and recordings.csv as well, for spreadsheets.
+        report: Self-contained HTML page to write: of up to 50 recordings the timelines, of more a summary.
+        embed_audio: Put the recordings' sound into the report, so that it plays there.
+    """
+
+    csv: bool = False
+    report: str | None = None
+    embed_audio: bool = False
+
+    def __post_init__(self) -> None:
+        if self.embed_audio and not self.report:
+            raise UserError("--embed-audio puts sound into a report: name its file by --report FILE.html")
 
 
 def predict_recordings(
@@ -44,8 +68,7 @@ def predict_recordings(
     config: PredictConfig,
     output: Output,
     command: str = "",
-    *,
-    as_csv: bool = False,
+    besides: Besides | None = None,
 ) -> dict[str, Any]:
     """Answer all windows of all recordings that are found, and account for them.
 
@@ -55,7 +78,7 @@ def predict_recordings(
         config: How to answer.
         output: Where to write; unfinished answers of the same model, settings and recordings are gone on with.
         command: The command line, for the record.
-        as_csv: Write `windows.csv` as well.
+        besides: What else to write.
 
     Returns:
         The content of `predict.json`.
@@ -64,47 +87,73 @@ def predict_recordings(
         UserError: An input names nothing, the output is finished or was asked for otherwise, or workers keep dying.
     """
     output.refuse_finished()
-    features, labels = together.features, together.labels
-    window_s, hop_s = config.windows.lengths_s(features[0])
+    besides = besides or Besides()
+    report = storage.normalize(besides.report) if besides.report else ""
+    if report:
+        refuse_report(report, output)
     parts = find_parts(inputs)
     first = next(parts, [])
-    settings = {"window_s": window_s, "hop_s": hop_s, "channels": config.windows.channels}
-    settings |= {"silence": config.windows.silence, "trust_short_speakers": config.trust_short_speakers}
-    settings |= {"abstain_below": config.abstain_below}
+    settings = config.settings(together.features[0])
+    domain = join_domains([model.domain for model in together.models])
     identity = {"model": together.digest, **settings, "recordings": digest_pieces(first)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
+        output.about = _about(together)
         if together.made_speech:
             say(MADE_SPEECH)
         if len(together.runs) > 1:
             say(f"{len(together.runs)} runs answer together: {together.weighing.why}")
         names, found = _answer_parts(Answerer(together, config, output), chain([first], parts))
         output.write_recordings(names)
-        if as_csv:
-            output.write_csv(names, labels.names)
-        accounts = _account(output, names, found)
-        content = {
-            "recordings": accounts,
-            "model": {
-                "runs": together.roots,
-                "digests": together.digests,
-                "networks": [model.network.name for model in together.models],
-                "weights": dict(zip(together.roots, together.weighing.weights, strict=True)),
-                "weighing": together.weighing.why,
-                "features": list(map(write_features, features)) if len(features) > 1 else write_features(features[0]),
-                "labels": labels.names,
-                "made_speech": together.made_speech,
-            },
-            "made_speech": together.made_speech,
-            "notes": [MADE_SPEECH] if together.made_speech else [],
-            "settings": settings,
-            "command": command,
-            "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
-        }
-        _show(output, names, first, accounts)
+        content = _content(together, settings, command, _account(output, names, found))
+        content["domain"] = _check_domain(domain, output, names, config)
+        if besides.csv:
+            output.write_csv(names, together.labels.names)
+        _show(output, names, content)
+        if report:
+            write_answers_report(report, output, names, content, domain, besides.embed_audio)
         output.finish(content)
     return content
+
+
+def _about(together: Together) -> dict[str, str]:
+    """Return what every Parquet file of some models' answers says of itself."""
+    about = {"labels": json.dumps(together.labels.names), "model": together.digest}
+    about |= {"ser_ray": __version__, "made_speech": json.dumps(together.made_speech)}
+    return about | ({"note": MADE_SPEECH} if together.made_speech else {})
+
+
+def _content(together: Together, settings: dict[str, Any], command: str, accounts: dict[str, Any]) -> dict[str, Any]:
+    """Return what `predict.json` says, but for the domain check."""
+    features = list(map(write_features, together.features))
+    return {
+        "recordings": accounts,
+        "model": {
+            "runs": together.roots,
+            "digests": together.digests,
+            "networks": [model.network.name for model in together.models],
+            "weights": dict(zip(together.roots, together.weighing.weights, strict=True)),
+            "weighing": together.weighing.why,
+            "features": features[0] if len(features) == 1 else features,
+            "labels": together.labels.names,
+            "made_speech": together.made_speech,
+        },
+        "made_speech": together.made_speech,
+        "notes": [MADE_SPEECH] if together.made_speech else [],
+        "settings": settings,
+        "command": command,
+        "versions": {"ser_ray": __version__, **{name: version(name) for name in VERSIONED}},
+    }
+
+
+def _check_domain(domain: Domain | None, output: Output, names: Sequence[str], config: PredictConfig) -> dict[str, Any]:
+    """Return what the models have heard, and what is to be said of recordings unlike that."""
+    lines = []
+    if domain:
+        noun = "channels" if config.windows.channels == "separate" else "recordings"
+        lines = domain.tell_outside(output.read("parts", names), noun)
+    return {"known": domain is not None, "outside": lines, "heard": write_domain(domain)}
 
 
 def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[list[str], int]:
@@ -190,7 +239,7 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
 
         outcomes = answer_on_ray(answerer, todo)
     rejected, short, notes = 0, 0, Counter()
-    with track("Answering", sum(map(len, todo.values()))) as progress, closing(outcomes):
+    with track("Answering", sum(map(len, todo.values())), "recordings") as progress, closing(outcomes):
         for outcome in outcomes:
             if outcome["error"]:
                 raise UserError(outcome["error"])
@@ -227,22 +276,42 @@ def _account(output: Output, names: Sequence[str], found: int) -> dict[str, Any]
     if found != counts["answered"] + counts["silent"] + rejected:
         raise RuntimeError(f"the accounts do not add up: {found} found, {rejected} rejected, {dict(counts)}")
     whole = {"found": found, "answered": counts["answered"], "silent": counts["silent"], "rejected": rejected}
-    rest = ("seconds", "answered_s", "silent_s", "windows", "silent_windows", "abstained_windows")
-    return whole | {name: counts[name] for name in rest}
+    seconds = {name: float(counts[name]) for name in ("seconds", "answered_s", "silent_s")}
+    return whole | seconds | {name: counts[name] for name in ("windows", "silent_windows", "abstained_windows")}
 
 
-def _show(output: Output, names: Sequence[str], pieces: Sequence[Piece], accounts: dict[str, Any]) -> None:
-    """Show the windows of a single recording, else the accounts, and what was rejected."""
-    tables = output.read("windows", names) if len(pieces) == 1 else ()
-    for table in tables:
-        rows = table.drop_columns(["file", "probabilities"]).to_pylist()
-        rows = [row | {"emotion": row["emotion"] or ("unsure" if row["probability"] else "silent")} for row in rows]
-        show_table(pieces[0].path.rpartition("/")[2], rows[:MAX_SHOWN])
-        if len(rows) > MAX_SHOWN:
-            say(f"and {len(rows) - MAX_SHOWN} more windows")
-    show_table("Recordings", [{name: accounts[name] for name in list(accounts)[:7]}])
+def _show(output: Output, names: Sequence[str], content: dict[str, Any]) -> None:
+    """Show the windows of a single recording, timelines of a few, the accounts, and what is to be known of them."""
+    accounts = content["recordings"]
+    if accounts["found"] <= FEW:
+        _show_few(output, names, accounts["found"] == 1)
+    whole = [(name, accounts[name]) for name in list(accounts)[:7]]
+    show_table("Recordings", [{name: value if value < _ROUNDED else round(value) for name, value in whole}])
+    if accounts["abstained_windows"]:
+        heard = accounts["windows"] - accounts["silent_windows"]
+        say(f"Unsure, so without an emotion: {accounts['abstained_windows']} of {heard} windows")
+    if not content["domain"]["known"]:
+        say("Domain: not known, since the model does not say in what condition its training clips were")
+    for line in content["domain"]["outside"]:
+        say(f"Domain: {line}")
     rejects = [row for table in output.read("rejects", names) for row in table.to_pylist()]
     for row in rejects[:MAX_LISTED]:
         say(f"Rejected: {row['file']}: {row['reason']}")
     if len(rejects) > MAX_LISTED:
         say(f"Rejected: {len(rejects) - MAX_LISTED} more: see {output.root}/rejects")
+
+
+def _show_few(output: Output, names: Sequence[str], single: bool) -> None:
+    """Show the windows of a single recording, and the timelines of all."""
+    windows = (row for table in output.read("windows", names) for row in table.to_pylist())
+    timelines = []
+    for table in output.read("parts", names):
+        for row in table.to_pylist():
+            own = list(islice(windows, row["windows"]))  # they stand in the same order
+            name = row["file"].rpartition("/")[2]
+            channel = f"channel {row['channel']}" if row["channel"] else "all channels"
+            if single:
+                show_windows(f"{name}, {channel}" if row["channel"] else name, own)
+            timelines.append((channel if single else f"{shorten(name)} {row['channel'] or ''}".rstrip(), row, own))
+    if timelines:
+        show_timelines([(name, row["start"], row["end"], own) for name, row, own in timelines])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
+from ser_ray.features.spec import Features
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
+from ser_ray.model.domain import join_domains
 from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
@@ -43,6 +45,14 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def settings(self, features: Features) -> dict[str, Any]:
+        """Return what decides over the answers to recordings, with the lengths that windows of some features have."""
+        window_s, hop_s = self.windows.lengths_s(features)
+        lengths = {"window_s": window_s, "hop_s": hop_s}
+        how = {"channels": self.windows.channels, "silence": self.windows.silence}
+        trust = {"trust_short_speakers": self.trust_short_speakers}
+        return {**lengths, **how, "abstain_below": self.abstain_below, **trust}
 
 
 class Answerer:
@@ -148,7 +158,7 @@ def answer_piece(
     recordings = []
     for channel in dict.fromkeys(row["channel"] for row in rows):
         least = math.inf if channel in unsure else config.abstain_below
-        recordings.append(_sum_up(piece, hearing, answers_WC, labels, least, channel))
+        recordings.append(_sum_up(together, piece, hearing, answers_WC, least, channel))
     return table, recordings, hearing.notes
 
 
@@ -159,13 +169,17 @@ def _too_short(voices: dict[int, Voice], config: PredictConfig) -> set[int]:
 
 
 def _sum_up(
-    piece: Piece, hearing: Hearing, answers_WC: np.ndarray, labels: Sequence[str], least: float, channel: int
+    together: Together, piece: Piece, hearing: Hearing, answers_WC: np.ndarray, least: float, channel: int
 ) -> dict[str, Any]:
     """Return the row of one channel of a recording; what is less probable than `least` has no emotion."""
+    labels = together.labels.names
     pairs = [pair for pair in zip(hearing.windows, answers_WC, strict=True) if pair[0].channel == channel]
     heard = [(window, answer_C) for window, answer_C in pairs if not window.silent]
-    begin_s = piece.start_s or 0.0
-    row = {
+    begin_s, domain = piece.start_s or 0.0, join_domains([model.domain for model in together.models])
+    condition = hearing.conditions[channel]
+    measured = {"sample_rate": hearing.sample_rate, **(asdict(condition) if condition else {})}
+    row = measured | {
+        "outside": domain.outside(measured) if domain else None,
         **{"file": piece.path, "channel": channel, "start": begin_s, "end": begin_s + hearing.seconds},
         "seconds": hearing.seconds,
         "answered_s": sum((window.speaks_s for window, _ in heard), 0.0),

@@ -64,8 +64,8 @@ def _row_of(run: dict[str, Any]) -> dict[str, Any]:
     """Return what a run is worth alone and what the others add to it, as a row on the screen."""
     uar, interval = run["uar"], run["uar"]["interval"]
     between = f"{interval[0]:+.1%} to {interval[1]:+.1%}" if interval else "–"
-    gain = {"together": f"{uar['difference']:+.1%}", "95 % interval": between}
-    return {"run": run["run"], "weight": run["weight"], "uar": uar["a"], **gain}
+    gain = {"difference": f"{uar['difference']:+.1%}", "95 % interval": between}
+    return {"run": run["run"], "weight": run["weight"], "uar alone": uar["a"], **gain}
 
 
 def _between(interval: Sequence[float] | None) -> str:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
+from ser_ray.speech.condition import Condition, measure
 from ser_ray.speech.containers import AudioError
 from ser_ray.speech.media import MediaRecording
 from ser_ray.speech.recording import UNWRITTEN, Recording, open_recording
@@ -49,12 +50,14 @@ class Clip:
         sample_rate: Of the file, Hz.
         duration_s: Of the whole file, seconds.
         notes: What was done differently from what was asked; each begins with its kind, a key of `NOTES`.
+        condition: What was measured of the window at the file's own rate; None where it is shorter than 8 samples.
     """
 
     waveform_T: np.ndarray
     sample_rate: int
     duration_s: float
     notes: tuple[str, ...] = ()
+    condition: Condition | None = None
 
 
 def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_s: float | None = None) -> Clip:
@@ -85,8 +88,8 @@ def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_
             notes.append(NOTE_SCALED)
     finally:
         recording.close()
-    rate = recording.rate
-    return Clip(to_rate(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes))
+    rate, condition = recording.rate, measure(waveform_T, recording.rate)
+    return Clip(to_rate(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes), condition)
 
 
 def count_notes(notes: Iterable[str]) -> dict[str, int]:
@@ -152,10 +155,8 @@ def _read_mono(recording: Recording | MediaRecording, start: int, stop: int) -> 
     if not extremes:
         return waveform_T, []
     share = _MAX_CANCELLED if recording.n_channels == 2 else 0
-    left = float(waveform_T.max()) - float(waveform_T.min())
-    if not left <= share * (
-        float(max(extremes)) - float(min(extremes))
-    ):  # no channel's range is larger than that of all
+    left, of_all = float(waveform_T.max()) - float(waveform_T.min()), float(max(extremes)) - float(min(extremes))
+    if not left <= share * of_all:  # no channel's range is larger than that of all
         return waveform_T, []
     parts = [part_TC for _, part_TC in recording.blocks(start, stop)]
     range_C = np.ptp(np.concatenate(parts), axis=0)

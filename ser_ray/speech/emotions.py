@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from ser_ray.base.errors import UserError
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+COLORS = {  # Okabe and Ito's palette, told apart by all kinds of colour vision; grey for what is neither
+    **{"neutral": "#8C8C8C", "calm": "#56B4E9", "happy": "#F0E442", "sad": "#0072B2"},
+    **{"angry": "#D55E00", "fearful": "#CC79A7", "disgust": "#009E73", "surprised": "#E69F00"},
+}
 SIX = ("neutral", "happy", "sad", "angry", "fearful", "disgust")
 
 # Words and usual abbreviations of three letters. Shorter codes belong to one corpus, whose own room knows them: `A` is

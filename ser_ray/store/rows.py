@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ser_ray.base.errors import UserError
 from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.store.shards import METADATA, decoded_bytes, read_shard
+from ser_ray.store.shards import MEASURES, METADATA, decoded_bytes, read_shard
 from ser_ray.store.store import Store
 
 TOLD = ("corpus", "speaker_id", "gender", "emotion", "sentence_id", "channel")  # what splits and scores go by
@@ -141,6 +141,19 @@ class Rows:
         """Yield these rows and their features, shard by shard, for what is too large to be in memory at once."""
         for path, place_N, here in self.places():
             yield self.take(here), read_shard(path, ["features"])["features"].take(pa.array(place_N))
+
+    def measures(self) -> pa.Table | None:
+        """Return what was measured of the rows' clips (`sample_rate` and `shards.MEASURES`), in no order.
+
+        None where some were featurized by an earlier version, which did not measure.
+        """
+        tables = []
+        for path, place_N, _ in self.places():
+            table = read_shard(path, ["sample_rate", *MEASURES])
+            if table.num_columns <= len(MEASURES):
+                return None
+            tables.append(table.take(pa.array(place_N)))
+        return pa.concat_tables(tables) if tables else None
 
     def features(self) -> pa.ChunkedArray:
         """Return the features of these rows, in their order, reading only the shards that hold any."""

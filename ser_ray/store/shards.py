@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser_ray.base import storage
 from ser_ray.features.arrays import widened
+from ser_ray.speech.condition import Condition
 
 COMPRESSION = {"compression": "zstd", "compression_level": 1}
 METADATA = (
     *("utterance_id", "corpus", "speaker_id", "gender", "emotion", "intensity", "sentence_id", "channel"),
     *("path", "sha256", "duration_s", "sample_rate", "augmentation"),
 )
+MEASURES = tuple(field.name for field in fields(Condition))  # of a clip's sound; stores made before have none
 
 
-def row_schema(feature_type: pa.DataType) -> pa.Schema:
-    """Return the schema of a shard whose `features` column has the given native Arrow type."""
+def row_schema(feature_type: pa.DataType, measures: Sequence[str] = ()) -> pa.Schema:
+    """Return the schema of a shard.
+
+    Args:
+        feature_type: Native Arrow type of its `features` column.
+        measures: What was measured of its clips, of `MEASURES`.
+    """
     types = {"duration_s": pa.float64(), "sample_rate": pa.int32()}
-    return pa.schema([(name, types.get(name, pa.string())) for name in METADATA] + [("features", feature_type)])
+    told = [(name, types.get(name, pa.string())) for name in METADATA]
+    return pa.schema([*told, *((name, pa.float32()) for name in measures), ("features", feature_type)])
 
 
 def read_shard(path: str, columns: Sequence[str] | None) -> pa.Table:

@@ -6,13 +6,16 @@ Shapes: T samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from ser_ray.speech.audio import Clip
+from ser_ray.speech.condition import Condition
 
+_CONDITION = pa.struct([(field.name, pa.float64()) for field in fields(Condition)])
 _NOTHING = Clip(np.zeros(0, np.float32), 0, 0.0)
 
 
@@ -40,6 +43,7 @@ def pack_sounds(sounds: Sequence[Sound]) -> pa.Array:
         "problem": pa.array([sound.problem for sound in sounds], pa.string()),
         "sample_rate": pa.array([clip.sample_rate for clip in clips], pa.int32()),
         "duration_s": pa.array([clip.duration_s for clip in clips], pa.float64()),
+        "condition": pa.array([clip.condition and asdict(clip.condition) for clip in clips], _CONDITION),
         "notes": pa.array([list(clip.notes) for clip in clips], pa.list_(pa.string())),
         "samples": pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), samples),
     }
@@ -49,10 +53,10 @@ def pack_sounds(sounds: Sequence[Sound]) -> pa.Array:
 
 def unpack_sounds(records: pa.StructArray) -> list[Sound]:
     """Return the sounds that `pack_sounds` packed."""
-    told = ("sha256", "problem", "sample_rate", "duration_s", "notes")
-    columns = [records.field(name).to_pylist() for name in told]
+    names = ("sha256", "problem", "sample_rate", "duration_s", "notes", "condition")
+    columns = [records.field(name).to_pylist() for name in names]
     waveforms = [np.array(waveform.values) for waveform in records.field("samples")]
     return [
-        Sound(sha256, Clip(waveform_T, sample_rate, duration_s, tuple(notes)), problem)
-        for sha256, problem, sample_rate, duration_s, notes, waveform_T in zip(*columns, waveforms, strict=True)
+        Sound(sha256, Clip(waveform_T, rate, duration_s, tuple(notes), told and Condition(**told)), problem)
+        for sha256, problem, rate, duration_s, notes, told, waveform_T in zip(*columns, waveforms, strict=True)
     ]

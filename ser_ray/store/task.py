@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -32,7 +33,7 @@ from ser_ray.speech.media import MISSING
 from ser_ray.speech.packed import open_sound
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
-from ser_ray.store.shards import METADATA, name_clips, row_schema
+from ser_ray.store.shards import MEASURES, METADATA, name_clips, row_schema
 from ser_ray.store.sounds import Sound, pack_sounds, unpack_sounds
 from ser_ray.store.store import Store
 
@@ -172,7 +173,7 @@ class _Shard:
 
     def __init__(self, config: FeaturizeConfig) -> None:
         self.config = config
-        self.columns: dict[str, list[Any]] = {name: [] for name in METADATA}
+        self.columns: dict[str, list[Any]] = {name: [] for name in (*METADATA, *MEASURES)}
         self.kept = Kept()
         self.rejects: list[Reject] = []
         self.notes: list[str] = []
@@ -188,6 +189,7 @@ class _Shard:
         self.notes += clip.notes
         self.cut += features.duration_s is not None and clip.duration_s > features.offset_s + features.duration_s
         facts = {"sha256": sound.sha256, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
+        facts |= dict.fromkeys(MEASURES) | (asdict(clip.condition) if clip.condition else {})
         for augmentation, values in zip(self.config.augment, rows, strict=True):
             row = facts | {"augmentation": augmentation}
             for name, column in self.columns.items():
@@ -197,8 +199,8 @@ class _Shard:
     def table(self) -> pa.Table:
         """Return the rows."""
         features = encode_features(self.kept.arrays(), self.config.features.arrow_type())
-        schema = row_schema(features.type)
-        arrays = [*(pa.array(self.columns[name], schema.field(name).type) for name in METADATA), features]
+        schema = row_schema(features.type, MEASURES)
+        arrays = [*(pa.array(self.columns[name], schema.field(name).type) for name in self.columns), features]
         return pa.Table.from_arrays(arrays, schema=schema)
 
 

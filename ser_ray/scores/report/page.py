@@ -68,7 +68,7 @@ def run_page(
         "loss": charts.learning_curves(history, LOSSES, "loss (cross-entropy)", best) if history else None,
         "validation": charts.learning_curves(history, VALIDATION, "validation score", best) if history else None,
     }
-    return _render(
+    return render(
         "run.html.jinja",
         title=title,
         **_warnings(metrics),
@@ -104,7 +104,7 @@ def comparison_page(
     Returns:
         One HTML document that needs no network.
     """
-    return _render(
+    return render(
         "comparison.html.jinja",
         title=title,
         **_warnings(*metrics),
@@ -132,7 +132,7 @@ def search_page(
     """
     scored = [trial for trial in trials if trial["curve"]]
     rows = sorted(scored, key=lambda trial: -trial["curve"][-1])
-    return _render(
+    return render(
         "search.html.jinja",
         title=title,
         **_warnings(),
@@ -154,7 +154,8 @@ def search_page(
     )
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder, everything escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(__file__)),
         autoescape=True,
@@ -163,6 +164,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "flat": _flat, "said": _said}
+    environment.filters |= {"duration": _duration, "clock": clock}
     environment.globals["most_rows"] = MOST_ROWS
     return environment.get_template(template).render(values)
 
@@ -173,6 +175,22 @@ def _percent(value: float) -> str:
 
 def _interval(ends: Sequence[float]) -> str:
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}\u00a0%"
+
+
+def clock(seconds: float, tenths: bool = True) -> str:
+    """Write a time as people do: `0:07.5`, `12:00`, `1:02:03`."""
+    whole, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(whole), 60)
+    second = f"{rest:04.1f}".removesuffix(".0") if tenths else f"{int(rest):02}"
+    return f"{hours}:{minutes:02}:{second}" if hours else f"{minutes}:{second}"
+
+
+def _duration(seconds: float) -> str:
+    """Say how long something is in the unit that suits it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f}\u00a0{unit}"
+    return f"{seconds:.1f}\u00a0s"
 
 
 def _said(value: Any) -> str:
