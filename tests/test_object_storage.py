@@ -15,8 +15,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
+from sound_files import encode
+from test_predict import a_model
 
 from ser_ray.base import storage
+from ser_ray.model.files import save_model
+from ser_ray.predict.predict import FEW
 from ser_ray.store.store import Store
 
 SECRET = "hush-5e0f9a"
@@ -73,6 +77,30 @@ def test_the_main_job_from_bucket_to_bucket(bucket, made, job, tmp_path):
     assert code == 2 and "finished run" in err
     code, out, err = job("evaluate", "--run", "s3://results/runs/one")
     assert (code, err) == (0, "") and "UAR" in out
+
+
+@pytest.mark.timeout(300)
+def test_recordings_in_a_bucket_are_answered_into_it_by_a_model_from_it(bucket, tmp_path):
+    save_model(a_model(), str(tmp_path / "model"))
+    fs.copy_files(str(tmp_path / "model"), "results/runs/first/model", destination_filesystem=bucket)
+    for k in range(FEW + 1):  # more than are answered without Ray
+        with bucket.open_output_stream(f"corpora/calls/{k % 2}/call {k}.flac") as stream:
+            stream.write(encode("FLAC", seconds=1.5 + 0.1 * k))
+    wish = ("--run", "s3://results/runs/first", "--input", "s3://corpora/calls", "--output", "s3://results/answers")
+    place = tmp_path / "empty"
+    place.mkdir()
+    command = [sys.executable, JOB.parent / "predict.py", *wish]
+    run = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, ""), run.stderr
+    with bucket.open_input_file("results/answers/recordings.parquet") as stream:
+        recordings = pq.read_table(io.BytesIO(stream.read()))
+    assert recordings["file"].to_pylist() == [
+        *(f"s3://corpora/calls/0/call%20{k}.flac" for k in range(0, FEW + 1, 2)),
+        *(f"s3://corpora/calls/1/call%20{k}.flac" for k in range(1, FEW + 1, 2)),
+    ]
+    assert recordings["answered_s"].to_pylist()[0] == pytest.approx(1.5, abs=0.01)
+    left = {info.path.split("/")[2] for info in _files(bucket, "results/answers")}
+    assert left == {"asked.json", "windows", "recordings.parquet", "predict.json"} and not list(place.iterdir())
 
 
 @pytest.mark.parametrize("place", ["s3://nobody", "s3://corpora/nothing"])

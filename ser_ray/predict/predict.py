@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
 from ser_ray.model.domain import Domain, join_domains, write_domain
 from ser_ray.model.together import Together
-from ser_ray.predict.inputs import Piece, digest_pieces, find_pieces
+from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
 from ser_ray.predict.output import Output
 from ser_ray.predict.report import refuse_report, write_answers_report
-from ser_ray.predict.task import WHOLE_FILE_BYTES, Answerer, PredictConfig
+from ser_ray.predict.task import Answerer, PredictConfig
 from ser_ray.predict.timeline import shorten, show_timelines, show_windows
+from ser_ray.predict.voices import LEAST_S, WHOLE_FILE_BYTES, by_speaker
 from ser_ray.speech.audio import NOTES, AudioError, open_recording
+from ser_ray.speech.packed import open_sound
 
 FEW = 8  # So many recordings, if they are short, are answered without Ray, which takes seconds to start.
 SHORT_S = 600.0  # How long they may be together.
@@ -89,10 +91,11 @@ def predict_recordings(
     report = storage.normalize(besides.report) if besides.report else ""
     if report:
         refuse_report(report, output)
-    pieces = find_pieces(inputs)
+    parts = find_parts(inputs)
+    first = next(parts, [])
     settings = config.settings(together.features[0])
     domain = join_domains([model.domain for model in together.models])
-    identity = {"model": together.digest, **settings, "recordings": digest_pieces(pieces)}
+    identity = {"model": together.digest, **settings, "recordings": digest_pieces(first)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
@@ -101,11 +104,9 @@ def predict_recordings(
             say(MADE_SPEECH)
         if len(together.runs) > 1:
             say(f"{len(together.runs)} runs answer together: {together.weighing.why}")
-        tasks = deal_pieces(pieces)
-        names = list(tasks)
-        _answer(Answerer(together, config, output), tasks, are_few(pieces))
+        names, found = _answer_parts(Answerer(together, config, output), chain([first], parts))
         output.write_recordings(names)
-        content = _content(together, settings, command, _account(output, names, len(pieces)))
+        content = _content(together, settings, command, _account(output, names, found))
         content["domain"] = _check_domain(domain, output, names, config)
         if besides.csv:
             output.write_csv(names, together.labels.names)
@@ -155,8 +156,35 @@ def _check_domain(domain: Domain | None, output: Output, names: Sequence[str], c
     return {"known": domain is not None, "outside": lines, "heard": write_domain(domain)}
 
 
-def deal_pieces(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
+def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[list[str], int]:
+    """Answer recordings part by part: each is run and accounted for before the next is listed.
+
+    Returns:
+        The names of all tasks, and the number of recordings.
+
+    Raises:
+        UserError: Other recordings are listed now than when this part was begun, or workers keep dying.
+    """
+    names, found = [], 0
+    for number, part in enumerate(parts):
+        if number:
+            say(f"Part {number + 1}: {len(part)} recordings")
+            answerer.output.claim_part(number, digest_pieces(part))
+        tasks = deal_pieces(part, any(model.speaker_norm for model in answerer.together.models))
+        _answer(answerer, tasks, number == 0 and are_few(part))
+        if number:
+            _account(answerer.output, list(tasks), len(part))
+        names += tasks
+        found += len(part)
+    return names, found
+
+
+def deal_pieces(pieces: Sequence[Piece], together: bool = False) -> dict[str, list[Piece]]:
     """Deal recordings into tasks, which hang on the recordings alone, so that a job that goes on finds what is done.
+
+    Args:
+        pieces: The recordings.
+        together: Put all recordings of one person into one task.
 
     Returns:
         The recordings of each task, by its name.
@@ -164,12 +192,13 @@ def deal_pieces(pieces: Sequence[Piece]) -> dict[str, list[Piece]]:
     most = min(MAX_PIECES, max(1, -(-len(pieces) // TASKS)))
     tasks: list[list[Piece]] = []
     size = 0
-    for piece in pieces:
-        if not tasks or len(tasks[-1]) == most or size + piece.size > MAX_BYTES:
+    for group in by_speaker(pieces) if together else ([piece] for piece in pieces):
+        more = sum(piece.size for piece in group)
+        if not tasks or len(tasks[-1]) >= most or size + more > MAX_BYTES:
             tasks.append([])
             size = 0
-        tasks[-1].append(piece)
-        size += piece.size
+        tasks[-1] += group
+        size += more
     return {digest_pieces(task): task for task in tasks}
 
 
@@ -185,7 +214,7 @@ def _length_s(piece: Piece) -> float:
     if piece.problem:
         return 0.0
     try:
-        with storage.open_read(piece.path) as stream:
+        with open_sound(piece.path) as stream:
             recording = open_recording(io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream)
             whole_s = recording.n_frames / recording.rate
             recording.close()
@@ -209,14 +238,20 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
         from ser_ray.predict.predict_on_ray import answer_on_ray
 
         outcomes = answer_on_ray(answerer, todo)
-    rejected, notes = 0, Counter()
+    rejected, short, notes = 0, 0, Counter()
     with track("Answering", sum(map(len, todo.values())), "recordings") as progress, closing(outcomes):
         for outcome in outcomes:
             if outcome["error"]:
                 raise UserError(outcome["error"])
             rejected += outcome["rejected"]
+            short += outcome["short"]
             notes.update(outcome["notes"])
             progress.advance(outcome["recordings"], f"{rejected} rejected" if rejected else "")
+    if short:
+        say(
+            f"Less than {LEAST_S:g} s of a speaker, too little to normalize by: {short} recordings, whose windows are "
+            "unsure; --trust-short-speakers answers them, a column speaker tells which recordings are of one person"
+        )
     for kind, count in notes.items():
         if count:
             say(f"{kind.capitalize()}: {count} recordings; {NOTES[kind]}")

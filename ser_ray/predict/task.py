@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
 from ser_ray.features.spec import Features
@@ -22,10 +21,10 @@ from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
 from ser_ray.predict.output import RECORDINGS_SCHEMA, REJECTS_SCHEMA, Output
+from ser_ray.predict.voices import LEAST_S, Voice, by_features, by_speaker, hear_voices, open_hearing
 from ser_ray.speech.audio import AudioError, count_notes
 from ser_ray.store.crashes import Attempts
 
-WHOLE_FILE_BYTES = 32 << 20  # a smaller file is fetched once, though it is heard twice
 CRASHED = "internal error: it kills the worker that takes it; please report it"
 
 
@@ -36,10 +35,13 @@ class PredictConfig:
     Attributes:
         windows: Into which windows they are cut.
         abstain_below: A window whose most probable emotion is less probable than this is answered by none.
+        trust_short_speakers: With a model that normalizes by speaker, answer windows of people of whom less than 30 s
+            are heard, too.
     """
 
     windows: WindowConfig = field(default_factory=WindowConfig)
     abstain_below: float = between(0.0, 0, 1)
+    trust_short_speakers: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -48,7 +50,9 @@ class PredictConfig:
         """Return what decides over the answers to recordings, with the lengths that windows of some features have."""
         window_s, hop_s = self.windows.lengths_s(features)
         lengths = {"window_s": window_s, "hop_s": hop_s}
-        return {**lengths, "channels": self.windows.channels, "abstain_below": self.abstain_below}
+        how = {"channels": self.windows.channels, "silence": self.windows.silence}
+        trust = {"trust_short_speakers": self.trust_short_speakers}
+        return {**lengths, **how, "abstain_below": self.abstain_below, **trust}
 
 
 class Answerer:
@@ -72,12 +76,12 @@ class Answerer:
 
         Returns:
             The numbers of `recordings` and of those `rejected`, of `notes` by kind, and the `error` that stopped the
-            task, or an empty text.
+            task, or an empty text; and of how many recordings people were heard too `short` to be answered.
         """
-        outcome = {"recordings": len(pieces), "rejected": 0, "notes": count_notes([]), "error": ""}
+        outcome = {"recordings": len(pieces), "rejected": 0, "notes": count_notes([]), "error": "", "short": 0}
         try:
             if not self.output.has(name):
-                outcome["rejected"], notes = self._answer(name, pieces)
+                outcome["rejected"], notes, outcome["short"] = self._answer(name, pieces)
                 outcome["notes"] = count_notes(notes)
         except UserError as error:
             outcome["error"] = str(error)
@@ -88,22 +92,23 @@ class Answerer:
             )
         return outcome
 
-    def _answer(self, name: str, pieces: Sequence[Piece]) -> tuple[int, list[str]]:
+    def _answer(self, name: str, pieces: Sequence[Piece]) -> tuple[int, list[str], int]:
         attempts = Attempts(self.output.attempts_path(name))
-        windows, recordings, rejects, notes = [], [], [], []
-        for piece in pieces:
+        windows, recordings, rejects, notes, short = [], [], [], [], 0
+        for piece, voices in self._with_voices(pieces, attempts):
             try:
                 if not attempts.take(piece.name):
                     raise AudioError(CRASHED)
                 if piece.problem:
                     raise AudioError(piece.problem)
-                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config)
+                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config, voices)
             except Exception as error:  # whatever is wrong with a recording, it costs that one only
                 reject = {"file": piece.path, "start": piece.start_s, "end": piece.end_s, "reason": _reason(error)}
                 rejects.append(reject)
                 continue
             windows.append(of_windows)
             recordings += of_recordings
+            short += voices is not None and bool(_too_short(voices, self.config))
             notes += of_notes
         self.output.write(
             name,
@@ -112,13 +117,25 @@ class Answerer:
             pa.Table.from_pylist(rejects, REJECTS_SCHEMA),
         )
         attempts.end()
-        return len(rejects), notes
+        return len(rejects), notes, short
+
+    def _with_voices(
+        self, pieces: Sequence[Piece], attempts: Attempts
+    ) -> Iterator[tuple[Piece, dict[int, Voice] | None]]:
+        """Yield recordings with what is known of the people in them, where a model wants to know."""
+        if not any(model.speaker_norm for model in self.together.models):
+            yield from ((piece, None) for piece in pieces)
+            return
+        for group in by_speaker(pieces):
+            usable = (piece for piece in group if not piece.problem and attempts.take(piece.name))
+            voices = hear_voices(self.together.models, usable, self.config.windows)
+            yield from ((piece, voices) for piece in group)
 
 
 def answer_piece(
-    together: Together, piece: Piece, config: PredictConfig
+    together: Together, piece: Piece, config: PredictConfig, voices: dict[int, Voice] | None = None
 ) -> tuple[pa.Table, list[dict[str, Any]], tuple[str, ...]]:
-    """Answer one recording.
+    """Answer one recording, by what is known of the people in it, by channel, where that is asked for.
 
     Returns:
         The rows of its windows, those of its channels (`RECORDINGS_SCHEMA`), and what is to be noted.
@@ -128,32 +145,33 @@ def answer_piece(
         OSError: It cannot be read.
     """
     labels = together.labels.names
-    with storage.open_read(piece.path) as stream:
-        file = io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream
-        hearing = Hearing(file, config.windows, together.features[0], piece.start_s, piece.end_s)
+    unsure = _too_short(voices or {}, config)
+    hearing, file = open_hearing(piece, config.windows, together.features[0])
+    with file:
         try:
-            answers_WC = answer_windows(together.models, hearing, together.weights)
+            known = None if voices is None else by_features(voices)
+            answers_WC = answer_windows(together.models, hearing, together.weights, known)
         finally:
             hearing.close()
-    table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below)
+    table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below, unsure)
     rows = table.select(["channel", "emotion"]).to_pylist()
-    channels = dict.fromkeys(row["channel"] for row in rows)
-    return (
-        table,
-        [_sum_up(together, piece, hearing, answers_WC, config, channel) for channel in channels],
-        hearing.notes,
-    )
+    recordings = []
+    for channel in dict.fromkeys(row["channel"] for row in rows):
+        least = math.inf if channel in unsure else config.abstain_below
+        recordings.append(_sum_up(together, piece, hearing, answers_WC, least, channel))
+    return table, recordings, hearing.notes
+
+
+def _too_short(voices: dict[int, Voice], config: PredictConfig) -> set[int]:
+    """Return the channels on which too little of somebody was heard to be answered."""
+    few = {channel for channel, voice in voices.items() if voice.seconds < LEAST_S}
+    return set() if config.trust_short_speakers else few
 
 
 def _sum_up(
-    together: Together,
-    piece: Piece,
-    hearing: Hearing,
-    answers_WC: np.ndarray,
-    config: PredictConfig,
-    channel: int,
+    together: Together, piece: Piece, hearing: Hearing, answers_WC: np.ndarray, least: float, channel: int
 ) -> dict[str, Any]:
-    """Return the row of one channel of a recording."""
+    """Return the row of one channel of a recording; what is less probable than `least` has no emotion."""
     labels = together.labels.names
     pairs = [pair for pair in zip(hearing.windows, answers_WC, strict=True) if pair[0].channel == channel]
     heard = [(window, answer_C) for window, answer_C in pairs if not window.silent]
@@ -166,18 +184,19 @@ def _sum_up(
         "seconds": hearing.seconds,
         "answered_s": sum((window.speaks_s for window, _ in heard), 0.0),
         "silent_s": sum((window.speaks_s for window, _ in pairs if window.silent), 0.0),
+        "carried": piece.carried or None,
         "windows": len(pairs),
         "silent_windows": len(pairs) - len(heard),
-        "abstained_windows": sum(answer_C.max() < config.abstain_below for _, answer_C in heard),
+        "abstained_windows": sum(answer_C.max() < least for _, answer_C in heard),
     }
     if heard:
         whole_C = pool_answers([answer_C[None] for _, answer_C in heard])[0]
         share_C = np.zeros(len(labels))
         for window, answer_C in heard:
-            if answer_C.max() >= config.abstain_below:
+            if answer_C.max() >= least:
                 share_C[answer_C.argmax()] += window.speaks_s / row["answered_s"]
         row |= {
-            "emotion": labels[int(whole_C.argmax())] if whole_C.max() >= config.abstain_below else None,
+            "emotion": labels[int(whole_C.argmax())] if whole_C.max() >= least else None,
             "probability": float(whole_C.max()),
             "probabilities": whole_C,
             "shares": share_C,

@@ -9,23 +9,22 @@ Shapes: T samples, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import soundfile as sf
 import soxr
 
 from ser_ray.speech.condition import Condition, measure
-from ser_ray.speech.containers import AudioError, Layout, Patched, survey
-from ser_ray.speech.content import SAMPLE_BYTES, name_content, name_pointer
+from ser_ray.speech.containers import AudioError
+from ser_ray.speech.media import MediaRecording
+from ser_ray.speech.recording import UNWRITTEN, Recording, open_recording
 
-DECODER = 2  # Version of what is read: what an older one refused is tried again.
+DECODER = 3  # Version of what is read: what an older one refused is tried again.
 MIN_REMAINING_S = 0.5
 SLID = "window slid back"
 MOVED = "window moved to the sound"
-UNWRITTEN = "length never written"
 CANCEL = "channels cancel"
 SCALED = "floats at 16-bit scale"
 NOTES = {  # each kind of note that a clip can bear, and what that means of the clips that do
@@ -35,16 +34,11 @@ NOTES = {  # each kind of note that a clip can bear, and what that means of the 
     CANCEL: "one is used of each, since the mean is silence",
     SCALED: "they are divided by 32768",
 }
-_SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is damaged
-_MAX_CHANNELS = 64
-_MAX_LOST_S = 0.01  # a header that promises so much more than is there is no sign of a loss
 _MAX_HOT = 64.0  # 36 dB above full scale; a louder float file is at the scale of integers
 _INTEGER_SCALE = 32_768
 _MAX_PEAK = 1e6  # full scale is 1
 _MAX_CANCELLED = 0.01  # of the louder channel's range; a mean of two that has no more is what cancelling left
 NOTE_SCALED = f"{SCALED}: divided by {_INTEGER_SCALE}"
-_BLOCK = 1 << 20  # samples of all channels together that are decoded at once
-_MAGIC = (b"RIFF", b"RIFX", b"FORM", b"fLaC", b"OggS", b"ID3")
 
 
 @dataclass(frozen=True)
@@ -92,30 +86,10 @@ def decode(file: BinaryIO, *, sample_rate: int, offset_s: float = 0.0, duration_
         if recording.is_float and _is_at_integer_scale(recording, waveform_T):
             waveform_T = waveform_T / np.float32(_INTEGER_SCALE)
             notes.append(NOTE_SCALED)
-    except sf.LibsndfileError:
-        raise AudioError(f"truncated or damaged: its {recording.format} data end early") from None
     finally:
         recording.close()
     rate, condition = recording.rate, measure(waveform_T, recording.rate)
     return Clip(to_rate(waveform_T, rate, sample_rate), rate, recording.n_frames / rate, tuple(notes), condition)
-
-
-def open_recording(file: BinaryIO) -> Recording:
-    """Open an audio file, told by its content; its header is still to be checked.
-
-    Args:
-        file: Seekable binary stream, which stays the caller's.
-
-    Raises:
-        AudioError: It is no sound, or none that can be read.
-        OSError: It cannot be read.
-    """
-    head = file.read(SAMPLE_BYTES)
-    if not head:
-        raise AudioError("empty file")
-    if pointer := name_pointer(head):
-        raise AudioError(pointer)
-    return Recording(file, survey(file))
 
 
 def count_notes(notes: Iterable[str]) -> dict[str, int]:
@@ -126,110 +100,9 @@ def count_notes(notes: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-class Recording:
-    """An open audio file whose frames are read anywhere, as often as needed.
-
-    Attributes:
-        format: libsndfile's name of the container.
-        rate: Hz.
-        n_channels: Channels.
-        n_frames: Samples of each channel; a guess for an MP3 file that does not tell.
-        is_float: Whether its samples are stored as floats.
-        is_exact: Whether `n_frames` is no guess.
-        from_start: Whether it can be decoded from the beginning alone.
-        reached: The frame up to which it was last decoded.
-    """
-
-    def __init__(self, file: BinaryIO, layout: Layout) -> None:
-        self._file, self._layout = file, layout
-        self._open()
-        self._is_fresh, self.reached = True, 0
-        self.format, self.rate = self._sound.format, self._sound.samplerate
-        self.n_channels, self.n_frames = self._sound.channels, self._sound.frames
-        self.is_float = self._sound.subtype in ("FLOAT", "DOUBLE")
-        self.from_start = self.format == "MP3" or not self._sound.seekable()
-        self.is_exact = layout.exact or not self.from_start
-
-    def _open(self) -> None:
-        self._stream = Patched(self._file, self._layout)
-        try:
-            self._sound = sf.SoundFile(self._stream)
-        except sf.LibsndfileError as error:
-            self._stream.raise_error()
-            if not self._layout.mpeg or self._layout.start == self._layout.inside:
-                raise AudioError(self._explain(error)) from None
-            self._layout = replace(self._layout, start=self._layout.inside)  # more tags than libsndfile skips
-            self._open()
-
-    def _explain(self, error: sf.LibsndfileError) -> str:
-        """Return why libsndfile could not open the file."""
-        if self._layout.codec:
-            return self._layout.codec
-        heads = []
-        for position in (0, self._layout.inside):
-            self._file.seek(position)
-            heads.append(self._file.read(SAMPLE_BYTES))
-        if content := name_content(heads[0]) or name_content(heads[1]):
-            return content
-        if self._layout.mpeg:
-            return "damaged audio: none of its MP3 frames can be decoded"
-        what = "damaged audio" if any(head.startswith(_MAGIC) for head in heads) else "not audio"
-        return f"{what}: {error.error_string or 'format not recognised.'}"
-
-    def close(self) -> None:
-        """Close it and raise the OSError that reading met, if there was one."""
-        self._sound.close()
-        self._stream.raise_error()
-
-    def check_header(self) -> None:
-        """Raise AudioError unless the header can be true."""
-        low, high = _SAMPLE_RATES
-        if not low <= self.rate <= high:
-            raise AudioError(f"damaged header: a sample rate of {self.rate} Hz")
-        if self.n_channels > _MAX_CHANNELS:
-            raise AudioError(f"damaged header: {self.n_channels} channels")
-        if self._layout.lost_s(self.n_frames / self.rate) >= _MAX_LOST_S:
-            promised, present = self._layout.promised, self._layout.present
-            raise AudioError(f"truncated: its header promises {promised} bytes, {present} are there")
-        if self.n_frames <= 0:
-            raise AudioError("no samples")
-        if self.n_frames > 2**62:
-            raise AudioError(f"its {self.format} header tells no length (written to a pipe): encode it again")
-
-    def notes(self) -> list[str]:
-        """Return what is to be noted of the file as a whole."""
-        return [f"{UNWRITTEN}: read to the end of the file"] if self._layout.unwritten else []
-
-    def check_end(self) -> None:
-        """Raise LibsndfileError where the end of a FLAC file is missing."""
-        if self.format == "FLAC":
-            self._sound.seek(self.n_frames - 1)
-
-    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first frame's number and float32 samples [T, C] of one block after the other, until the file ends.
-
-        A file that can be decoded from its beginning alone is decoded from there whatever `start` is.
-        """
-        if not self.from_start:
-            self._sound.seek(start)
-        elif not self._is_fresh:
-            self.close()
-            self._open()
-        self._is_fresh = False
-        self.reached = position = 0 if self.from_start else start
-        size = _BLOCK // self.n_channels
-        while position < stop:
-            part_TC = self._sound.read(min(size, stop - position), dtype="float32", always_2d=True)
-            if not part_TC.size:
-                return
-            first = max(0, start - position)
-            self.reached += len(part_TC)
-            if first < len(part_TC):
-                yield position + first, part_TC[first:]
-            position = self.reached
-
-
-def _read_window(recording: Recording, offset_s: float, duration_s: float | None) -> tuple[np.ndarray, list[str]]:
+def _read_window(
+    recording: Recording | MediaRecording, offset_s: float, duration_s: float | None
+) -> tuple[np.ndarray, list[str]]:
     """Return the window's samples and what is to be noted of them; n_frames of the recording is no guess after it."""
     notes = recording.notes()
     start, length = _place(recording, offset_s, duration_s)
@@ -253,19 +126,19 @@ def _read_window(recording: Recording, offset_s: float, duration_s: float | None
     return waveform_T, notes + slid + cancel
 
 
-def _place(recording: Recording, offset_s: float, duration_s: float | None) -> tuple[int, int]:
+def _place(recording: Recording | MediaRecording, offset_s: float, duration_s: float | None) -> tuple[int, int]:
     """Return the window's first sample and length; it begins before the offset where too little would remain."""
     start = min(int(offset_s * recording.rate), _latest(recording))
     remaining = recording.n_frames - start
     return start, remaining if duration_s is None else min(remaining, int(duration_s * recording.rate))
 
 
-def _latest(recording: Recording) -> int:
+def _latest(recording: Recording | MediaRecording) -> int:
     """Return the last sample at which a window may begin."""
     return max(0, recording.n_frames - math.ceil(MIN_REMAINING_S * recording.rate))
 
 
-def _read_mono(recording: Recording, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
+def _read_mono(recording: Recording | MediaRecording, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
     """Average the channels, or take the first that has sound where they cancel; return samples and a note of that.
 
     Two channels cancel where their mean is nothing beside the louder: one is the other inverted, as where the two wires
@@ -312,7 +185,7 @@ def note_cancelled(channel: int) -> str:
     return f"{CANCEL}: their mean is silence, so channel {channel + 1} is used"
 
 
-def _find_sound(recording: Recording, start: int, length: int) -> int:
+def _find_sound(recording: Recording | MediaRecording, start: int, length: int) -> int:
     """Return where a window that is silent has sound: from the next sound on, or else up to the last one before.
 
     Raises:
@@ -333,7 +206,7 @@ def _find_sound(recording: Recording, start: int, length: int) -> int:
     return max(0, last + 1 - length)
 
 
-def _check_samples(waveform_T: np.ndarray, length: int, recording: Recording) -> None:
+def _check_samples(waveform_T: np.ndarray, length: int, recording: Recording | MediaRecording) -> None:
     """Raise AudioError unless the window's samples are all there and can be sound."""
     if len(waveform_T) < length or not length:
         raise AudioError(f"truncated: its header promises {recording.n_frames / recording.rate:.2f} s")
@@ -348,7 +221,7 @@ def check_range(low: float, high: float) -> None:
         raise AudioError(f"samples out of range: a peak of {max(-low, high):.0e} times full scale")
 
 
-def _is_at_integer_scale(recording: Recording, waveform_T: np.ndarray) -> bool:
+def _is_at_integer_scale(recording: Recording | MediaRecording, waveform_T: np.ndarray) -> bool:
     """Tell whether floats are at the scale of 16-bit integers; where the window leaves it open, the file decides."""
     peak = float(np.abs(waveform_T).max())
     if 1 < peak <= _MAX_HOT:

@@ -21,6 +21,8 @@ _LARGEST_SIZE = {4: 0xFFFFFFFF, 8: 1 << 62}
 _MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
 _BLOCK = 1 << 16  # bytes
 _HEAD = 64  # bytes that tell a container
+_SAMPLE_RATES = (1_000, 1_000_000)  # Hz; a header that says anything else is damaged
+_MAX_CHANNELS = 64
 _CONTAINERS = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"caff", b".snd", b"fLaC", b"OggS")
 
 
@@ -41,7 +43,7 @@ class Layout:
         present: Bytes of samples that are there.
         unwritten: Whether the header says that there are no samples although some follow.
         exact: Whether an MP3 file says how many samples it holds; without that libsndfile guesses.
-        codec: What to say of a codec that libsndfile lacks, or empty.
+        codec: The codec, with its container, where libsndfile lacks it, or empty.
     """
 
     start: int = 0
@@ -88,6 +90,15 @@ def survey(file: BinaryIO) -> Layout:
     data, codec = _find_samples(file, dialect, inside)
     layout = replace(layout, codec=codec)
     return layout if data is None else _measure(file, dialect, data, end, layout)
+
+
+def check_facts(rate: int, channels: int) -> None:
+    """Raise AudioError unless a header's sample rate, Hz, and number of channels can be true."""
+    low, high = _SAMPLE_RATES
+    if not low <= rate <= high:
+        raise AudioError(f"damaged header: a sample rate of {rate} Hz")
+    if channels > _MAX_CHANNELS:
+        raise AudioError(f"damaged header: {channels} channels")
 
 
 class Patched:

@@ -6,7 +6,6 @@ import re
 
 SAMPLE_BYTES = 1024  # as many of a file's first bytes tell what it is
 _MIN_TEXT = 32  # bytes; fewer may be letters by chance
-_CONVERT = "convert it to WAV or FLAC"
 _AGAIN = "fetch it again"
 _REMOVE = "take it away"
 _UNPACK = "unpack it"
@@ -151,8 +150,19 @@ def name_pointer(head: bytes) -> str:
     return ""
 
 
+def name_media(head: bytes) -> str:
+    """Return the kind of sound or film that libsndfile cannot read, or an empty text.
+
+    Args:
+        head: The first `SAMPLE_BYTES` bytes of a file, fewer where it is shorter.
+    """
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURES:
+        return ""
+    return next((what for place, magic, what in _MEDIA if head.startswith(magic, place)), "")
+
+
 def name_content(head: bytes) -> str:
-    """Return what a file is that libsndfile cannot read and what to do, one line, or an empty text.
+    """Return what a file is that is no sound, and what to do, one line, or an empty text.
 
     Args:
         head: Its first `SAMPLE_BYTES` bytes, fewer where it is shorter, none where it holds but tags and zeros.
@@ -161,9 +171,6 @@ def name_content(head: bytes) -> str:
         return f"not audio: tags or zeros alone, as an unfinished download or copy leaves them: {_AGAIN}"
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURES:
         return f"not audio: a picture (HEIF or AVIF): {_REMOVE}"
-    for place, magic, what in _MEDIA:
-        if head.startswith(magic, place):
-            return f"{what}, which is not supported: {_CONVERT}"
     for place, magic, what, remedy in _OTHERS:
         if head.startswith(magic, place):
             return f"not audio: {what}: {remedy}"
@@ -188,7 +195,7 @@ def _name_text(head: bytes) -> str:
 
 
 def name_codec(chunk: bytes, content: bytes, *, big_endian: bool) -> str:
-    """Return the reason why a file's codec cannot be read, or an empty text where it can be or is none.
+    """Return the codec that libsndfile lacks, with its container, or an empty text where it has it or there is none.
 
     Args:
         chunk: Name of the chunk that tells the codec: `fmt ` of WAV, `COMM` of AIFF, `desc` of CAF.
@@ -200,12 +207,11 @@ def name_codec(chunk: bytes, content: bytes, *, big_endian: bool) -> str:
         if tag == 0xFFFE and len(content) >= 26:  # extensible: the codec is the first number of a GUID
             tag = int.from_bytes(content[24:26], "big" if big_endian else "little")
         if tag in _CODECS:
-            return f"WAV with the codec {_CODECS[tag]} (0x{tag:04X}), which is not supported: {_CONVERT}"
-        unknown = f"WAV with the unknown codec 0x{tag:04X}: {_CONVERT}, or {_AGAIN} if its header is damaged"
-        return "" if tag in _READABLE else unknown
+            return f"WAV with the codec {_CODECS[tag]} (0x{tag:04X})"
+        return "" if tag in _READABLE else f"WAV with the unknown codec 0x{tag:04X}"
     container, four, readable = "AIFF", content[18:22], _READABLE_AIFF
     if chunk == b"desc":
         container, four, readable = "CAF", content[8:12], _READABLE_CAF
     if chunk not in (b"COMM", b"desc") or four in readable or not re.fullmatch(rb"[ -~]{4}", four):
         return ""
-    return f"{container} with the codec {four.decode().strip()}, which is not supported: {_CONVERT}"
+    return f"{container} with the codec {four.decode().strip()}"

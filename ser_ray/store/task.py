@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.features.arrays import encode_features
 from ser_ray.features.recipe import FeaturizeConfig
 from ser_ray.features.spec import Features
 from ser_ray.speech.audio import NOTES, AudioError, Clip, count_notes, decode
+from ser_ray.speech.media import MISSING
+from ser_ray.speech.packed import open_sound
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
 from ser_ray.store.shards import MEASURES, METADATA, name_clips, row_schema
@@ -39,7 +40,7 @@ from ser_ray.store.store import Store
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
 UNREADABLE, INTERNAL = "cannot be read", "internal error"
 CRASHED = f"{INTERNAL}: it kills the worker that takes it; please report it"
-PASSING = (UNREADABLE, INTERNAL)  # reasons that may be gone in the next run, which tries such clips again
+PASSING = (UNREADABLE, INTERNAL, MISSING)  # reasons that may be gone in the next run, which tries such clips again
 
 
 @ray.remote
@@ -287,7 +288,7 @@ def read_clip(utterance: Utterance, features: Features) -> tuple[str, Clip]:
         OSError: It cannot be read.
     """
     window = {name: getattr(features, name) for name in ("sample_rate", "offset_s", "duration_s")}
-    with storage.open_read(utterance.path) as stream:
+    with open_sound(utterance.path) as stream:
         if utterance.size <= WHOLE_FILE_BYTES:
             data = stream.read()
             return hashlib.sha256(data).hexdigest(), decode(io.BytesIO(data), **window)

@@ -13,11 +13,11 @@ import io
 import numpy as np
 import soundfile
 
-from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.features.banks import mel_bank, mel_frequencies
 from ser_ray.features.log_mel import LogMel
 from ser_ray.speech.audio import AudioError, decode
+from ser_ray.speech.packed import open_sound
 
 MAX_SECONDS = 10.0
 FEATURES = LogMel()
@@ -36,7 +36,7 @@ def read_sound(path: str) -> np.ndarray | None:
         read.
     """
     try:
-        with storage.open_read(path) as stream:
+        with open_sound(path) as stream:
             return decode(stream, sample_rate=SAMPLE_RATE, duration_s=MAX_SECONDS).waveform_T
     except (AudioError, OSError, UserError):
         return None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,6 +20,9 @@ from pyarrow import parquet
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora.files import one_line
+from ser_ray.speech.corpora.lookup import Found
+from ser_ray.speech.corpora.packed_rows import list_packed
+from ser_ray.speech.packed import find_packed
 
 REQUIRED = ("path", "emotion", "speaker_id")
 # Names of columns without separators. Where a table has both ids and texts of sentences, the ids count.
@@ -48,11 +52,13 @@ class Columns:
         names: The usual names of each field's column, without separators, in one text.
         required: Fields that must be there.
         why: What else to say where one is not.
+        plain: Fields whose columns are understood whole; all other columns are carried along. None carries none.
     """
 
     names: Mapping[str, str]
     required: tuple[str, ...]
     why: str = ""
+    plain: tuple[str, ...] | None = None
 
     def field(self, name: str) -> str | None:
         """Return the field that a column's name stands for."""
@@ -66,12 +72,14 @@ UNLABELLED = Columns(
         "path": _NAMES["path"],
         "start": "start starts starttime startsec startseconds begin onset offset",
         "end": "end ends endtime endsec endseconds stop",
+        "speaker": _NAMES["speaker_id"],
     },
     ("path",),
+    plain=("path", "start", "end"),
 )
 
 
-def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, str]]:
+def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, those with nothing in them too, row by row.
 
     As a whole, a long table would take more memory than its clips.
@@ -82,12 +90,14 @@ def read_cells(path: str, columns: Columns = LABELLED) -> Iterator[dict[str, str
 
     Yields:
         The texts of the fields, by default `path emotion speaker_id gender intensity sentence_id channel corpus`; empty
-        where there is no such column, or nothing in the cell.
+        where there is no such column, or nothing in the cell. What is carried along is JSON, in `carried`. In a table
+        that holds sounds (`speech.packed`), `path` is where the sound is (`lookup.Found`).
 
     Raises:
         UserError: The table cannot be read, lacks a required column, or has two for one field.
     """
     nothing = dict.fromkeys((name for name in columns.names if name != "sentence"), "")
+    nothing |= {"carried": ""} if columns.plain is not None else {}
     try:
         with storage.open_read(path) as stream:
             for row in (_csv_rows if path.lower().endswith(".csv") else _parquet_rows)(stream, path, columns):
@@ -110,17 +120,21 @@ def refuse_missing(path: str, column: str, there: Sequence[str] = (), columns: C
     return UserError(f"{path}: the column {column} is missing or empty; {needs}{has}")
 
 
-def _clean(text: str | None) -> str:
+def _clean(text: str | Found | None) -> str | Found:
+    if isinstance(text, Found):
+        return text
     text = (text or "").strip()
     return "" if text in _NOTHING else text
 
 
-def _choose_columns(path: str, names: Sequence[str], readable: Sequence[bool], columns: Columns) -> dict[str, int]:
-    """Return the place of each field's column among those that can be read as text."""
-    places: dict[str, int] = {}
+def _choose_columns(
+    path: str, names: Sequence[str], readable: Sequence[bool], columns: Columns, packed: str = ""
+) -> dict[str, int]:
+    """Return the place of each field's column among those that can be read as text, and that of the sounds."""
+    places: dict[str, int] = {"path": list(names).index(packed)} if packed else {}
     for place, name in enumerate(names):
         field = columns.field(name)
-        if field is None or not readable[place]:
+        if field is None or not readable[place] or (packed and field == "path"):
             continue
         if field in places:
             twice = f"the columns {names[places[field]]} and {name}"
@@ -140,20 +154,45 @@ def _csv_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[st
     if len(header) == 1 and columns.field(header[0]) is None:
         raise ValueError(f"cells must be separated by commas, its first line is {header[0]!r}")
     places = _choose_columns(path, header, [True] * len(header), columns)
+    others = _others(header, places, columns)
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"line {lines.line_num} has {len(row)} cells, the header {len(header)}")
-        yield {field: row[place] for field, place in places.items()}
+        carried = _carry(others, [row[place] for place in others.values()])
+        yield {field: row[place] for field, place in places.items()} | carried
 
 
-def _parquet_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[str, str]]:
+def _parquet_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dict[str, Any]]:
     file = parquet.ParquetFile(stream)
     schema = file.schema_arrow
-    places = _choose_columns(path, schema.names, [_is_plain(field.type) for field in schema], columns)
+    packed = find_packed(schema)
+    places = _choose_columns(path, schema.names, [_is_plain(field.type) for field in schema], columns, packed)
     names = [schema.names[place] for place in places.values()]
-    for batch in file.iter_batches(1000, columns=names):
+    readable = [name if _is_plain(field.type) else "" for name, field in zip(schema.names, schema, strict=True)]
+    others = _others(readable, places, columns)
+    if packed:
+        for sound, texts in list_packed(file, path, packed, [*names[1:], *others]):
+            own, rest = [sound, *texts[: len(names) - 1]], texts[len(names) - 1 :]
+            yield dict(zip(places, own, strict=True)) | _carry(others, rest)
+        return
+    for batch in file.iter_batches(1000, columns=list(dict.fromkeys([*names, *others]))):
         texts = [batch.column(name).cast(pa.string()) for name in names]
-        yield from pa.record_batch(texts, list(places)).to_pylist()
+        rest = [batch.column(name).cast(pa.string()).to_pylist() for name in others]
+        for row, *cells in zip(pa.record_batch(texts, list(places)).to_pylist(), *rest, strict=True):
+            yield row | _carry(others, cells)
+
+
+def _others(names: Sequence[str], places: Mapping[str, int], columns: Columns) -> dict[str, int]:
+    """Return the columns that are carried along, with their places; those without a name are not."""
+    if columns.plain is None:
+        return {}
+    used = {place for field, place in places.items() if field in columns.plain}
+    return {name: place for place, name in enumerate(names) if name and place not in used}
+
+
+def _carry(names: Iterable[str], cells: Sequence[str | None]) -> dict[str, str]:
+    told = {name: cell for name, cell in zip(names, cells, strict=True) if _clean(cell)}
+    return {"carried": json.dumps(told, ensure_ascii=False)} if told else {}
 
 
 def _is_plain(type_: pa.DataType) -> bool:

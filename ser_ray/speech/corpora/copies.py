@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import soundfile as sf
 
-from ser_ray.base import storage
 from ser_ray.speech.corpora.manifest import Manifest
+from ser_ray.speech.packed import open_sound
 from ser_ray.speech.utterance import Reject, Utterance
 
 _SAMPLE_BYTES = 4096
@@ -110,7 +110,7 @@ def _rank_versions(found: Sequence[Utterance], digests: dict[str, bytes]) -> dic
 def _quality(utterance: Utterance) -> tuple[bool, bool, int]:
     """Return what orders versions, the best first: whether the header is not read, the loss, the rate."""
     try:
-        with storage.open_read(utterance.path) as stream:
+        with open_sound(utterance.path) as stream:
             header = io.BytesIO(stream.read(_HEADER_BYTES))
         with sf.SoundFile(header) as sound:
             rate, lossless = sound.samplerate, sound.subtype.startswith(_LOSSLESS)
@@ -136,7 +136,7 @@ def _in_threads(function: Callable[[Utterance], _T], items: Sequence[Utterance])
 
 def _sample(utterance: Utterance) -> bytes:
     try:
-        with storage.open_read(utterance.path) as stream:
+        with open_sound(utterance.path) as stream:
             stream.seek(max(0, utterance.size - _SAMPLE_BYTES) // 2)
             content = stream.read(_SAMPLE_BYTES)
     except OSError:
@@ -147,7 +147,7 @@ def _sample(utterance: Utterance) -> bytes:
 def _sha256(utterance: Utterance) -> bytes:
     digest = hashlib.sha256()
     try:
-        with storage.open_read(utterance.path) as stream:
+        with open_sound(utterance.path) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     except OSError:

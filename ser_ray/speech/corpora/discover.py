@@ -17,7 +17,7 @@ from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora.cells import REQUIRED
 from ser_ray.speech.corpora.copies import drop_copies, find_copies
-from ser_ray.speech.corpora.files import AudioFile, needs_conversion, tell_contents, walk
+from ser_ray.speech.corpora.files import MEDIA_SUFFIXES, AudioFile, suffix_of, tell_contents, walk
 from ser_ray.speech.corpora.known import UNKNOWN, Corpus, known_corpora
 from ser_ray.speech.corpora.manifest import Manifest
 from ser_ray.speech.corpora.marker import MARKER, find_made_speech
@@ -72,10 +72,10 @@ def classify(file: AudioFile, corpora: Sequence[Corpus]) -> Utterance | Reject |
     """Tell by its name which clip of which corpus a file is, or why it is none.
 
     Returns:
-        None for video, and sound that is not read here, whose name fits no corpus: nothing says that it is speech.
+        None for video, and sound of rare kinds, whose name fits no corpus: nothing says that it is speech.
     """
-    conversion = needs_conversion(file.path)
-    if not conversion:
+    media = suffix_of(file.path) in MEDIA_SUFFIXES
+    if not media:
         if file.problem:
             return Reject(file.path, UNKNOWN, "", file.problem)
         if file.path.rpartition("/")[2].startswith("._"):
@@ -85,11 +85,11 @@ def classify(file: AudioFile, corpora: Sequence[Corpus]) -> Utterance | Reject |
             clip = corpus.parse(file.path)
         except ValueError as error:
             return Reject(file.path, corpus.NAME, "", str(error))
-        if clip is not None and (file.problem or conversion):
-            return Reject(file.path, corpus.NAME, clip.utterance_id, file.problem or conversion)
+        if clip is not None and file.problem:
+            return Reject(file.path, corpus.NAME, clip.utterance_id, file.problem)
         if clip is not None:
             return replace(clip, size=file.size, modified_ns=file.modified_ns)
-    return None if conversion else Reject(file.path, UNKNOWN, "", "name fits no known corpus")
+    return None if media else Reject(file.path, UNKNOWN, "", "name fits no known corpus")
 
 
 @dataclass

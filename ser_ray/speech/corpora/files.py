@@ -19,7 +19,7 @@ AUDIO_SUFFIXES = frozenset({
     ".wav", ".wave", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf",
     ".m4a", ".aac", ".wma",
 })
-MEDIA_SUFFIXES = frozenset({  # video, and sound that is not read here: such a file is a clip, but one to be converted
+MEDIA_SUFFIXES = frozenset({  # video, and sound of rare kinds: such a file is a clip where its name says so
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".flv", ".f4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2",
     ".ogv", ".mts", ".m2ts", ".vob", ".rm", ".swf",
     ".sph", ".nist", ".amr", ".awb", ".weba", ".mka", ".m4b", ".mp2", ".mpga", ".mpc", ".ape", ".wv", ".tta", ".spx",
@@ -30,7 +30,6 @@ ARCHIVE_SUFFIXES = frozenset({
 })
 TABLE_SUFFIXES = (".csv", ".parquet")
 # fmt: on
-_CONVERT = "such as by `ffmpeg -i NAME{0} NAME.wav`"
 
 
 class AudioFile(NamedTuple):
@@ -70,12 +69,6 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def needs_conversion(path: str) -> str:
-    """Say what to do with video, or sound of a format that is not read here; empty for other files, by their suffix."""
-    suffix = suffix_of(path)
-    return f"{suffix} files are not read: convert it, {_CONVERT.format(suffix)}" if suffix in MEDIA_SUFFIXES else ""
-
-
 def walk(root: str) -> Iterator[Folder]:
     """List the files at any depth below a folder; what a Git repository keeps for itself (`.git`) is passed over.
 
@@ -105,7 +98,7 @@ def walk(root: str) -> Iterator[Folder]:
         if file is not None and "/.git/" not in f"/{name}":
             path = file.path.rpartition("/")[0]
             folder = folders.setdefault(path, Folder(path, path, [], []))
-            if _may_hold_sound(name):
+            if may_hold_sound(name):
                 folder.files.append(file)
             else:
                 folder.others.append(name)
@@ -132,14 +125,15 @@ def _walk_local(root: str) -> Iterator[Folder]:
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 if entry.name != ".git":
                     pending.append(entry.path)
-            elif _may_hold_sound(entry.name):
+            elif may_hold_sound(entry.name):
                 folder.files.append(describe_file(entry.path))
             else:
                 folder.others.append(entry.name)
         yield folder
 
 
-def _may_hold_sound(name: str) -> bool:
+def may_hold_sound(name: str) -> bool:
+    """Tell by a file's suffix whether it may be sound or video."""
     suffix = suffix_of(name)
     return suffix in AUDIO_SUFFIXES or suffix in MEDIA_SUFFIXES
 
@@ -198,7 +192,10 @@ def tell_contents(names: Sequence[str]) -> str:
         if suffix in ARCHIVE_SUFFIXES:
             clauses.append(f"{count} {kind} archive{plural}: unpack {'it' if count == 1 else 'them'}")
         elif suffix in MEDIA_SUFFIXES:
-            clauses.append(f"{count} {kind} file{plural}: take the sound out, {_CONVERT.format(suffix)}")
+            which = "whose name is" if count == 1 else "whose names are"
+            clauses.append(
+                f"{count} {kind} file{plural} {which} of no corpus: list {'it' if count == 1 else 'them'} in a table"
+            )
         elif suffix in TABLE_SUFFIXES:
             clauses.append(f"{count} {kind} table{plural}: name the table itself if it lists clips")
         else:

@@ -7,7 +7,8 @@
 Required columns are `path` (relative to the table's folder, absolute, or a URI), `emotion` (a label or one of its
 usual synonyms) and `speaker_id`, because who speaks decides who is tested on. `gender`, `intensity`, `sentence_id`
 and `channel` (`speech` unless said otherwise) are optional; further columns are ignored. Columns may have other usual
-names, such as `file_name`, `label` and `speaker` (`cells`), and paths other spellings (`lookup`).
+names, such as `file_name`, `label` and `speaker` (`cells`), and paths other spellings (`lookup`). A Parquet table may
+hold the sounds themselves (`speech.packed`).
 
 A row's corpus is what its column `corpus` says, else the name given by `--data NAME=table.csv`, else the table's file
 name. It stands before speakers and sentences, so that they are unique over corpora. So two tables that name the same
@@ -41,6 +42,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.speech.corpora.cells import REQUIRED, read_cells, refuse_missing
 from ser_ray.speech.corpora.files import TABLE_SUFFIXES, AudioFile
 from ser_ray.speech.corpora.lookup import FileLookup
+from ser_ray.speech.corpora.packed_rows import locate
 from ser_ray.speech.emotions import parse_emotion
 from ser_ray.speech.utterance import Reject, Utterance
 
@@ -173,7 +175,7 @@ def _read(table: TableRoot, listing: _Listing) -> dict[str, bool]:
         named = row["corpus"] and _corpus_name(row["corpus"])
         corpus = intern(named or table.corpus)
         corpora[corpus] = corpora.get(corpus, True) and bool(named or table.named)
-        file, name = find(row["path"]) if row["path"] else (AudioFile(table.path), "")
+        file, name = locate(find, row["path"]) if row["path"] else (AudioFile(table.path), "")
         utterance_id = f"{corpus}/{_stem(name, folder)}" if name else ""
         filled.update(column for column in REQUIRED if row[column])
         try:

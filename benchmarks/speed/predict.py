@@ -1,0 +1,185 @@
+"""What prediction costs, end to end: decoding, resampling, features, and the default network with its five views.
+
+    python benchmarks/speed/predict.py --json predict.json
+    python benchmarks/speed/predict.py --minutes 120 --cores 2 --clips 100000
+
+The sound is noise that swells like speech, 48 kHz and 16 bits; the network is untrained, which costs the same. Speed is
+told as how many times faster it is than playing: 200 times is an hour in 18 seconds. The plain loop calls the functions
+that each task calls, in one process on one core; the job does the same on Ray, whose start stands apart. Memory is the
+most that a process of its own had while it answered one recording.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+
+from ser_ray.base.console import say, show_table
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import pss_mb, write_figures
+
+RATE, CLIP_S = 48_000, 2.0
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        minutes: Of sound for the plain loop and the job, in recordings of two minutes.
+        cores: That the job may use.
+        clips: Short clips of two seconds that are answered as well; 0 to leave that out.
+        long_minutes: Length of the recording whose memory is compared with that of one minute; 0 to leave that out.
+        json: File for the figures; none is written when empty.
+        alone: Internal: a recording that this process answers, to tell what memory that takes.
+    """
+
+    minutes: int = 20
+    cores: int = 2
+    clips: int = 1000
+    long_minutes: int = 180
+    json: str = ""
+    alone: str = ""
+
+
+def swelling(seconds: float, seed: int) -> np.ndarray:
+    """Return noise that swells three times a second."""
+    noise = np.random.default_rng(seed).standard_normal(int(seconds * RATE)).astype(np.float32)
+    return 0.1 * noise * (1.1 + np.sin(np.arange(len(noise)) * (6 * np.pi / RATE))).astype(np.float32)
+
+
+def save_default_model(folder: Path) -> str:
+    """Save an untrained model of the default network with the usual views."""
+    import torch
+
+    from ser_ray.features.arrays import shape_of
+    from ser_ray.features.log_mel import LogMel
+    from ser_ray.model.files import save_model
+    from ser_ray.model.model import Model
+    from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+    from ser_ray.speech.emotions import LabelSet
+
+    features, spec, labels = LogMel(), LogMelResNetSpec(), LabelSet()
+    torch.manual_seed(0)
+    network = spec.build(shape_of(features.arrow_type()), len(labels.names)).eval()
+    save_model(Model([network], spec, features, labels, views=spec.views), str(folder / "run" / "model"))
+    return str(folder / "run")
+
+
+def answer_plainly(run: str, paths: list[str]) -> float:
+    """Answer recordings one after the other on one core; return the seconds."""
+    from ser_ray.features.kernels.spectra import use_one_core
+    from ser_ray.model.together import open_models
+    from ser_ray.predict.inputs import find_pieces
+    from ser_ray.predict.task import PredictConfig, answer_piece
+
+    use_one_core()
+    together, pieces = open_models([run]), find_pieces(paths)
+    answer_piece(together, pieces[0], PredictConfig())  # warm
+    started = time.perf_counter()
+    for piece in pieces:
+        answer_piece(together, piece, PredictConfig())
+    return time.perf_counter() - started
+
+
+def answer_by_a_job(run: str, folder: str, output: Path) -> dict[str, Any]:
+    """Answer a folder on Ray, which runs; return the seconds, the accounts and the driver's memory."""
+    from ser_ray.model.together import open_models
+    from ser_ray.predict.output import Output
+    from ser_ray.predict.predict import predict_recordings
+    from ser_ray.predict.task import PredictConfig
+
+    together, started = open_models([run]), time.perf_counter()
+    content = predict_recordings(together, [folder], PredictConfig(), Output(str(output)))
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "accounts": content["recordings"], "driver_mb": pss_mb("self")}
+
+
+def memory_of(run: str, path: Path) -> float:
+    """Return the most memory, MB, that a process of its own has while it answers one recording."""
+    command = [sys.executable, __file__, "--alone", json.dumps([run, str(path)])]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure_memory(run: str, folder: Path, minutes: int) -> dict[str, float]:
+    """Compare the memory of a long recording with that of a short one."""
+    figures = {}
+    for length in (1, minutes):
+        path = folder / f"{length}.wav"
+        with sf.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
+            for k in range(length):
+                file.write(swelling(60, k))
+        figures[f"{length} minutes, MB"] = memory_of(run, path)
+    return figures
+
+
+def main(argv: list[str]) -> None:
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
+    if flags.alone:
+        run, path = json.loads(flags.alone)
+        answer_plainly(run, [path])
+        say(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+        return
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        run = save_default_model(folder)
+        if flags.long_minutes:
+            figures["memory"] = measure_memory(run, folder, flags.long_minutes)
+            show_table("Memory of a process that answers one recording", [figures["memory"]])
+        figures |= measure_speed(flags, run, folder)
+    write_figures(flags.json, figures)
+
+
+def measure_speed(flags: Flags, run: str, folder: Path) -> dict[str, Any]:
+    """Compare a plain loop with a job, then answer short clips."""
+    import ray
+
+    from ser_ray.base.cluster import connect
+
+    (folder / "long").mkdir()
+    for k in range(-(-flags.minutes // 2)):
+        sf.write(folder / "long" / f"{k}.wav", swelling(120, k), RATE)
+    whole_s = 120 * -(-flags.minutes // 2)
+    plain_s = answer_plainly(run, [str(folder / "long")])
+    started = time.perf_counter()
+    ray.init(address="local", num_cpus=flags.cores, include_dashboard=False, log_to_driver=False)
+    connect()
+    start_s = time.perf_counter() - started
+    answer_by_a_job(run, str(folder / "long"), folder / "warm")  # workers start and import
+    job = answer_by_a_job(run, str(folder / "long"), folder / "job")
+    each = {"plain loop, one core": plain_s, f"job, {flags.cores} cores": job["seconds"]}
+    rows = [{"how": how, "seconds": took_s, "times as fast": whole_s / took_s} for how, took_s in each.items()]
+    show_table(f"{whole_s / 60:.0f} minutes of 48 kHz", rows)
+    share = plain_s / flags.cores / job["seconds"]
+    say(f"All cores: {100 * share:.0f} % of {flags.cores} times one; start of Ray: {start_s:.1f} s")
+    figures = {"speed": rows, "share_of_cores": share, "start_s": start_s}
+    if flags.clips:
+        (folder / "short").mkdir()
+        sf.write(folder / "short" / "0.wav", swelling(CLIP_S, 0), RATE)
+        for k in range(1, flags.clips):  # names of one file: what is read is the same, what is written is not
+            (folder / "short" / f"{k}.wav").hardlink_to(folder / "short" / "0.wav")
+        clips = answer_by_a_job(run, str(folder / "short"), folder / "clips")
+        assert clips["accounts"]["answered"] == flags.clips, clips
+        row = {"clips": flags.clips, "a second": flags.clips / clips["seconds"], "driver, MB": clips["driver_mb"]}
+        show_table("Short clips", [row])
+        figures["clips"] = clips | {"count": flags.clips}
+    ray.shutdown()
+    return figures
+
+
+if __name__ == "__main__":
+    run_job(main)
