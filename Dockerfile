@@ -11,7 +11,10 @@ WORKDIR /home/ray/ser_ray
 COPY --chown=ray pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=ray ser_ray ser_ray
 COPY --chown=ray jobs jobs
-RUN pip install --no-cache-dir -c constraints.txt '.[tune]'
+RUN pip install --no-cache-dir -c constraints.txt '.[tune,encoders]'
+
+# Pretrained encoders, if any, lie here on every node: mounted (cluster.yaml), or in an image made from this one.
+ENV SER_RAY_ENCODERS=/home/ray/encoders
 
 USER ray
 WORKDIR /home/ray

@@ -2,7 +2,8 @@
 
     python jobs/evaluate.py --run runs/first --data ~/other_corpus
     python jobs/evaluate.py --run runs/first --data clips.csv --output runs/elsewhere --embed-audio
-    python jobs/evaluate.py --run runs/first runs/second --data ~/other_corpus       # they answer together
+    python jobs/evaluate.py --run runs/first runs/second                             # together, on what both tested
+    python jobs/evaluate.py --run runs/first runs/second --data ~/other_corpus       # together, on any corpus
     python jobs/evaluate.py --compare runs/first runs/second
 
 Clips of speakers that the model heard in training are left out, and said.
@@ -18,8 +19,9 @@ from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
 from ser_ray.experiment.evaluate import evaluate
+from ser_ray.experiment.together import evaluate_together
 from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.model.files import load_models
+from ser_ray.model.together import open_models
 from ser_ray.scores.comparison import compare_runs, show_comparison
 from ser_ray.scores.run_folder import RunFolder, fresh_root, read_run
 from ser_ray.scores.screen import show_scores
@@ -32,8 +34,10 @@ class Flags:
 
     Attributes:
         run: A finished run, or the folder of a model, here or at a URI; several answer together, by the mean of their
-            log-probabilities.
-        data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it a run's own scores are shown.
+            log-probabilities, with weights fitted on the speakers who validated them all.
+        data: Folders, URIs or tables (CSV, Parquet) that hold corpora; without it a run's own scores are shown, and
+            several answer together on the clips that all of them tested.
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
         output: Folder or URI for the results; by default a fresh name under `runs/`.
         compare: Two finished runs, to be compared on the clips that both tested.
@@ -44,6 +48,7 @@ class Flags:
 
     run: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    encoder: tuple[str, ...] = ()
     store: str | None = None
     output: str | None = None
     compare: tuple[str, ...] = ()
@@ -67,17 +72,22 @@ def main(argv: Sequence[str]) -> None:
         say(f"Report: {page}")
         return
     runs = [storage.normalize(run) for run in flags.run]
-    if not flags.data:
-        if len(runs) > 1:
-            raise UserError("--data is missing: name what several runs shall answer together, or --compare two of them")
+    if not flags.data and len(runs) == 1:
         show_scores(read_run(runs[0])[0])
         return
     folder = RunFolder(storage.normalize(flags.output or fresh_root("evaluate")), command, flags.embed_audio)
     folder.refuse_finished()
-    models = load_models(runs)
-    manifest = find_and_connect(flags.data, flags.verbose)
-    store = featurize(manifest, FeaturizeConfig(models[0].features, ("none",)), flags.store)
-    show_scores(evaluate(models, store, folder))
+    if not flags.data:
+        show_scores(evaluate_together(runs, folder))
+    else:
+        together = open_models(runs)
+        if flags.encoder:  # a store that is there needs none
+            together = together.locate(flags.encoder)
+        if flags.store and len(together.features) > 1:
+            raise UserError("--store names one store, but the runs take features of several kinds: leave it out")
+        manifest = find_and_connect(flags.data, flags.verbose)
+        recipes = [FeaturizeConfig(features, ("none",)) for features in together.features]
+        show_scores(evaluate(together, [featurize(manifest, recipe, flags.store) for recipe in recipes], folder))
     say(f"Results: {folder.root} (report.html, metrics.json, predictions.parquet)")
 
 

@@ -27,7 +27,8 @@ class Flags:
             (16-bit samples), or `encoder` (states of a pretrained speech encoder).
         data: Folders, URIs or tables (CSV, Parquet) that hold corpora.
         store: The feature store's folder or URI; by default `stores/` and a name drawn from settings and data.
-        device: `cpu`, or `cuda` for one GPU per task.
+        device: `cpu`; `cuda` for all GPUs, with CPUs that read for them; or `auto`: GPUs, where there are any, for an
+            encoder, and else CPUs.
         verbose: Show Ray's own log lines.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -35,7 +36,7 @@ class Flags:
     features: str = "log_mel"
     data: tuple[str, ...] = ()
     store: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     verbose: bool = False
     config: str | None = None
 

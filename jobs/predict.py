@@ -17,8 +17,9 @@ from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.model.together import open_models
 from ser_ray.predict.output import Output
-from ser_ray.predict.predict import open_models, predict_recordings
+from ser_ray.predict.predict import predict_recordings
 from ser_ray.predict.task import PredictConfig
 
 
@@ -28,10 +29,12 @@ class Flags:
 
     Attributes:
         run: A finished run, or the folder of a model, here or at a URI; several answer together, by the mean of their
-            log-probabilities.
+            log-probabilities, with weights fitted on the speakers who validated them all. A cross-validated run answers
+            by the models of all its folds.
         input: Recordings, folders of them, patterns such as `calls/*.mp3`, or tables (CSV, Parquet) with a column
             `path` and, for parts of recordings, `start` and `end` in seconds; here or at URIs.
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on.
+        encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         csv: Write `windows.csv` as well.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -39,6 +42,7 @@ class Flags:
     run: tuple[str, ...] = ()
     input: tuple[str, ...] = ()
     output: str | None = None
+    encoder: tuple[str, ...] = ()
     csv: bool = False
     config: str | None = None
 
@@ -52,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS --output FOLDER")
     output = Output(storage.normalize(flags.output))
     output.refuse_finished()
-    together = open_models(flags.run)
+    together = open_models(flags.run).locate(flags.encoder)
     predict_recordings(together, flags.input, config, output, shlex.join(["python", *sys.argv]), as_csv=flags.csv)
     say(f"Answers: {output.root} (windows/, recordings.parquet, predict.json)")
 

@@ -1,11 +1,13 @@
 """A saved model on data: what is left out and why, and what is claimed of whom it heard."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+from test_encoders import write_whisper
 
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.evaluate import evaluate
@@ -138,3 +140,18 @@ def test_a_start_that_heard_tested_clips_under_other_names_is_refused(made_store
     wish = dataclasses.replace(wish, start_from=first.root)
     with pytest.raises(UserError, match="of the clips that are tested or validate here, under other names"):
         run(made_store, wish, RunFolder(str(tmp_path / "second")))
+
+
+@pytest.mark.usefixtures("train_here")
+def test_a_model_whose_encoder_is_gone_is_evaluated_on_a_store_that_is_there(job, made, tmp_path):
+    whisper = write_whisper(tmp_path / "whisper")
+    wish = ("--data", *made, "--corpus", "savee", "--labels", "neutral", "happy", "sad", "--epochs", "1")
+    code, _, err = job("train", *wish, "--model", "probe", "--encoder", whisper, "--output", "runs/probe")
+    assert (code, err) == (0, ""), err
+    shutil.rmtree(whisper)
+    code, out, err = job("evaluate", "--run", "runs/probe", "--data", *made, "--output", "runs/elsewhere")
+    assert (code, err) == (0, "") and "96 of 96 clips are there already" in out, err
+    assert "savee" in out and pq.read_table("runs/elsewhere/predictions.parquet").num_rows > 0
+    lab = write_lab(tmp_path / "lab", ("ann", "bob"), 0.1)
+    code, _, err = job("evaluate", "--run", "runs/probe", "--data", lab, "--output", "runs/lab")
+    assert code == 2 and err.count("\n") == 1 and "whisper" in err, err  # whose clips nobody can featurize

@@ -292,7 +292,7 @@ def test_a_table_that_names_a_file_twice_is_accounted_for_and_so_is_its_mended_o
 
 
 def test_a_device_that_there_is_not_is_named(made, tmp_path):
-    with pytest.raises(UserError, match="--device gpu: choose cpu or cuda"):
+    with pytest.raises(UserError, match="--device gpu: choose auto, cpu or cuda"):
         featurize(discover(made), FeaturizeConfig(), str(tmp_path / "store"), "gpu")
 
 

@@ -203,7 +203,6 @@ def test_a_run_equals_itself():
     result = metrics.compare(made(), made(), EMOTIONS)
     for name in ("uar", "accuracy"):
         assert result[name]["difference"] == 0
-        assert result[name]["together"] == result[name]["a"]
         assert result[name]["interval"] == [0, 0]
         assert result[name]["p_value"] == 1
 
@@ -220,18 +219,6 @@ def test_a_better_run_is_told():
     swapped = metrics.compare(better.slice(0, 500), worse.slice(100), EMOTIONS)["uar"]
     assert swapped["interval"] == pytest.approx([-uar["interval"][1], -uar["interval"][0]])
     json.dumps(result, allow_nan=False)
-
-
-def test_together_two_runs_answer_by_the_mean_of_their_log_probabilities():
-    first, second = made(seed=1), made(seed=1, noise=1)
-    probabilities = [np.stack(run["probabilities"].to_pylist()) for run in (first, second)]
-    mean = np.mean(np.log(probabilities), axis=0)
-    predicted = pa.array(np.array(EMOTIONS)[mean.argmax(axis=1)])
-    both = first.set_column(first.column_names.index("predicted"), "predicted", predicted)
-    result = metrics.compare(first, second, EMOTIONS, resamples=100)
-    expected = metrics.score(both, EMOTIONS)
-    assert result["uar"]["together"] == expected["uar"] > max(result["uar"]["a"], result["uar"]["b"])
-    assert result["accuracy"]["together"] == expected["accuracy"]
 
 
 def test_equal_runs_are_seldom_called_different():

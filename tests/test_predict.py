@@ -1,5 +1,6 @@
 """Answers for any recordings: a call with two speakers, hours of tape, folders with odd files in them."""
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -19,13 +20,14 @@ from ser_ray.features.summary import Summary
 from ser_ray.model.answers import answer_windows
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.model import Model
+from ser_ray.model.together import open_models
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.predict import predict as predicting
 from ser_ray.predict.inputs import find_pieces
 from ser_ray.predict.output import Output
-from ser_ray.predict.predict import open_models, predict_recordings
+from ser_ray.predict.predict import predict_recordings
 from ser_ray.predict.task import PredictConfig
 from ser_ray.speech.audio import decode
 from ser_ray.speech.emotions import LabelSet
@@ -121,7 +123,7 @@ def test_hours_of_tape_take_no_more_memory_than_a_few_windows(tmp_path):
     tracemalloc.start()
     with open(path, "rb") as file:
         hearing = Hearing(file, WindowConfig(window_s=5), LogMel())
-        count = sum(len(sound_T) == 80_000 for _, sound_T in hearing.sounds())
+        count = sum(len(sound_T) == 80_000 for _, sound_T in hearing.sounds(16_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == len(hearing.windows) == 720 and hearing.seconds == 3600
@@ -278,20 +280,22 @@ def test_a_table_names_parts_of_recordings(run, tmp_path):
     np.testing.assert_allclose(windows["probabilities"][1], part["probabilities"][0], atol=1e-3)  # 16 bits
 
 
-def test_runs_answer_together_and_must_be_of_one_kind(run, tmp_path, job):
+def test_runs_answer_together_and_must_have_the_same_labels(run, tmp_path, job):
     models = [a_model(), a_model(seed=1)]
     save_model(models[1], str(tmp_path / "other" / "model"))
-    save_model(a_model(Summary()), str(tmp_path / "strange" / "model"))
+    strange = dataclasses.replace(a_model(), labels=LabelSet(merged=(("calm", "neutral"),)))
+    save_model(strange, str(tmp_path / "strange" / "model"))
     path = write(tmp_path / "a.wav", speech(12))
-    code, _, err = job("predict", "--run", run, str(tmp_path / "other"), "--input", path, "--output", "out")
+    code, out, err = job("predict", "--run", run, str(tmp_path / "other"), "--input", path, "--output", "out")
     assert (code, err) == (0, ""), err
     one, other = (np.stack(model.predict(path)["probabilities"]) for model in models)
     pooled = np.sqrt(one * other)
     windows, _, content = read("out")
     np.testing.assert_allclose(np.stack(windows["probabilities"]), pooled / pooled.sum(1, keepdims=True), atol=1e-9)
-    assert content["model"]["runs"] == [run, str(tmp_path / "other")]
+    assert content["model"]["weights"] == {run: 0.5, str(tmp_path / "other"): 0.5}
+    assert content["model"]["weighing"] in out and "the runs count alike, since" in out
     code, _, err = job("predict", "--run", run, str(tmp_path / "strange"), "--input", path, "--output", "no")
-    assert code == 2 and "other features or labels" in err
+    assert code == 2 and "has other labels than" in err and err.count("\n") == 1
 
 
 def test_a_killed_job_goes_on_and_a_finished_or_another_one_is_not_touched(run, job, tmp_path, monkeypatch):

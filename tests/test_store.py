@@ -15,7 +15,7 @@ from ser_ray.speech.utterance import Reject, Utterance
 from ser_ray.store.accounts import conflicts
 from ser_ray.store.place import find_store
 from ser_ray.store.rows import open_rows
-from ser_ray.store.shards import METADATA, row_schema
+from ser_ray.store.shards import METADATA, row_schema, widen_shards
 from ser_ray.store.store import FOUND, Store
 
 FEATURES = Summary().arrow_type()
@@ -230,3 +230,26 @@ def test_a_store_is_found_where_its_clips_have_moved(tmp_path, monkeypatch):
     store.write_plan(here.utterances)
     assert find_store(RECIPE, there) == find_store(RECIPE, here) == store.root
     assert find_store(FeaturizeConfig(Summary(n_mels=64), ("none",)), there) != store.root
+
+
+def test_half_precision_where_every_value_is_within_it_and_one_type_in_all_of_a_store(tmp_path):
+    half, wide = (pa.list_(pa.list_(number, 2), 3) for number in (pa.float16(), pa.float32()))
+    small, large = np.full((3, 2), 0.1, np.float32), np.full((3, 2), 70_000, np.float32)
+    store = Store(str(tmp_path / "store"))
+    for name, values in (("a", small), ("b", large)):
+        features = encode_features([values], half)
+        assert features.type == {"a": half, "b": wide}[name]
+        columns = [pa.array([name], row_schema(half).field(column).type) for column in METADATA[:10]]
+        columns += [pa.array([1.0]), pa.array([16_000], pa.int32()), pa.array(["none"]), features]
+        store.write_shard(pa.Table.from_arrays(columns, schema=row_schema(features.type)), [])
+    widen_shards(store.shards())
+    assert _features(store).type == wide
+    values, _ = decode_features(_features(store))
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, np.stack([small.astype(np.float16), large]))
+    widen_shards(store.shards())
+    assert _features(store).type == wide
+
+
+def _features(store):
+    return store.table(["utterance_id", "augmentation", "features"])["features"]

@@ -57,8 +57,8 @@ the settings at first and were left out since: without them validation speakers 
 folds of RAVDESS and, by far, on one of CREMA-D, where networks had not learned their training speakers to the end.
 What has masks is of before. On tested speakers CREMA-D gained by leaving them out (60.3 to 64.0) and RAVDESS did not
 (71.1 both). The six networks of both runs of RAVDESS, together by the mean of their log-probabilities, reach 72.7
-(`python jobs/evaluate.py --compare RUN RUN`): trained in two ways they err on different clips, as pairs of them did on
-validation speakers. No other combination was looked at.
+(`python jobs/evaluate.py --run RUN RUN`; they count alike, as they keep no answers on validation speakers): trained in
+two ways they err on different clips, as pairs of them did on validation speakers. No other combination was looked at.
 
 "By speaker" (`--speaker-norm`) is another task than the other rows. Each mel band is brought from its mean and
 standard deviation over all clips of the same speaker, of tested speakers too, to those of training: emotions of tested

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -94,12 +95,13 @@ def time_all_cores(data: list[str], clips: int, cores: int) -> float:
         return sum(pool.map(time_kernel, [data] * cores, [clips] * cores))
 
 
-def time_job(data: list[str], cpus: int | None) -> dict[str, Any]:
+def time_job(data: list[str], cpus: int | None, words: Sequence[str] = ("--features", "summary")) -> dict[str, Any]:
     """Run the job into a fresh store.
 
     Args:
         data: Roots.
         cpus: CPUs of its Ray; None leaves that to the job.
+        words: Which features.
 
     Returns:
         `wall_s`, `first_shard_s` since the start, `clips_per_s` of the whole, `steady_clips_per_s` from each worker's
@@ -109,7 +111,7 @@ def time_job(data: list[str], cpus: int | None) -> dict[str, Any]:
     prefix = [sys.executable, *(["-c", ON_CPUS, str(cpus)] if cpus else [])]
     started = time.time()
     job = subprocess.Popen(
-        [*prefix, str(JOB), "--features", "summary", "--data", *data, "--store", str(folder / "store")],
+        [*prefix, str(JOB), *words, "--data", *data, "--store", str(folder / "store")],
         stdout=subprocess.PIPE,
         text=True,
     )

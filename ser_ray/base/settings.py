@@ -43,9 +43,9 @@ def choice(default: str, *others: str) -> Any:
     return dataclasses.field(default=default, metadata={"choice": tuple(dict.fromkeys((default, *others)))})
 
 
-def fact(default: Any) -> Any:
-    """Declare what a settings dataclass finds out by itself, and so is no flag."""
-    return dataclasses.field(default=default, metadata={"fact": True})
+def fact(default: Any, *, compare: bool = True) -> Any:
+    """Declare what a settings dataclass finds out by itself, and so is no flag; `compare` is as dataclasses have it."""
+    return dataclasses.field(default=default, compare=compare, metadata={"fact": True})
 
 
 def check_settings(config: Any) -> None:

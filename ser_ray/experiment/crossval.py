@@ -20,7 +20,7 @@ from ser_ray.experiment.splits import num_folds
 from ser_ray.model.speakers import listen
 from ser_ray.scores import metrics
 from ser_ray.scores.run_folder import RunFolder, read_run
-from ser_ray.scores.scores import Scores
+from ser_ray.scores.scores import Scores, join_leaks
 from ser_ray.scores.screen import headline, show_epoch
 from ser_ray.store.rows import Rows, open_rows
 from ser_ray.store.store import Store, differences
@@ -103,17 +103,12 @@ def _pool(rows: Rows, identity: dict[str, Any], folder: RunFolder, folders: list
     folds = [read_run(one.root) for one in folders]
     first, _ = folds[0]
     predictions = pa.concat_tables([table for _, table in folds])
-    leaks = {
-        pair: {kind: max(scores["leaks"][pair][kind] for scores, _ in folds) for kind in counts}
-        for pair, counts in first["leaks"].items()
-        if isinstance(counts, dict)
-    }
     scores = Scores(
         measured=metrics.pool([table for _, table in folds], first["labels"], seed=identity["train"]["seed"]),
         protocol=first["protocol"],
         fold="all",
         description=f"All {len(folds)} folds together, each tested once. First fold: {first['description']}",
-        leaks={**{k: v for k, v in first["leaks"].items() if not isinstance(v, dict)}, **leaks},
+        leaks=join_leaks([scores["leaks"] for scores, _ in folds]),
         config=identity,
         command=folder.command,
         timing={"train_s": sum(scores["timing"]["train_s"] for scores, _ in folds)},

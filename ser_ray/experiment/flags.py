@@ -145,4 +145,4 @@ def open_store(wish: Wish) -> Store:
     if not is_shared():  # what this machine cannot train shall be refused now, not after featurizing
         plan_workers(wish.compute.num_workers, wish.compute.device)
     refuse_impossible(manifest, wish.experiment, wish.recipe, wish.values["fold"] == "all")
-    return featurize(manifest, wish.recipe, wish.store)
+    return featurize(manifest, wish.recipe, wish.store, "cpu" if wish.compute.device == "cpu" else "auto")

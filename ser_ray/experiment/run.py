@@ -9,16 +9,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from scipy.special import softmax
 
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment, choose_rows
+from ser_ray.experiment.heard import add_warning, warn_of_encoder
 from ser_ray.experiment.splits import Split, check_leaks, split
-from ser_ray.features.spec import Features
+from ser_ray.features.spec import Features, features_identity
 from ser_ray.model.calibration import fit_temperature
 from ser_ray.model.examples import Examples
 from ser_ray.model.files import load_model, save_model
-from ser_ray.model.model import Model
+from ser_ray.model.model import Model, tell_rows
 from ser_ray.model.speakers import TOLD, Known, Speakers, listen
 from ser_ray.scores import metrics
 from ser_ray.scores.run_folder import RunFolder
@@ -111,7 +114,8 @@ def plan_run(
         UserError: The rows do not allow the experiment, the split leaks, or the folder holds another run.
     """
     parts = split(rows, parse_labels(experiment.labels), experiment.split)
-    leaks = check_leaks(parts, experiment.split.protocol)
+    warning = warn_of_encoder(rows.recipe.features, parts.test)
+    leaks = add_warning(check_leaks(parts, experiment.split.protocol), warning)
     refuse_untrained(parts)
     start = load_start(experiment, rows.recipe.features, parts) if experiment.start_from else None
     folder.claim(experiment.identity(rows))
@@ -157,7 +161,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
         trained_on=tuple(sorted(trained_on.union(plan.start.trained_on if plan.start else ()))),
         trained_clips=_join_clips(parts, plan.start),
     )
-    model.temperature = _fit_temperature(model, parts, speakers)
+    validation = _calibrate(model, parts.validation, speakers)
     predictions = model.predict_rows(parts.test, speakers.known if speakers else None)
     several = experiment.members > 1
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
@@ -177,6 +181,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
             "clips_per_s": float(np.median([epoch["clips_per_s"] for epoch in history])),
         },
         made_speech=made or bool(plan.start and plan.start.made_speech),
+        notes=(plan.leaks["encoder"],) if "encoder" in plan.leaks else (),
         excluded=parts.excluded,
         best_epoch=fitted[0].best_epoch,
         temperature=model.temperature,
@@ -184,8 +189,9 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
     content = scores.content()
     told = ("description", "notes", "made_speech", "num_test", "uar", "accuracy")
     model.facts = {name: content[name] for name in told} | {"versions": used_versions()}
+    model.facts["notes"] = [note for note in content["notes"] if note != plan.leaks.get("encoder")]  # of these scores
     save_model(model, plan.folder.inner("model").root)
-    return plan.folder.finish(scores, predictions, rows.source.store, history)
+    return plan.folder.finish(scores, predictions, rows.source.store, history, validation)
 
 
 def _describe(experiment: Experiment, parts: Split) -> str:
@@ -209,10 +215,16 @@ def _join_clips(parts: Split, start: Model | None) -> np.ndarray | None:
     return None if start.trained_clips is None else np.union1d(clips, start.trained_clips)
 
 
-def _fit_temperature(model: Model, parts: Split, speakers: Speakers | None) -> float:
-    """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it."""
-    examples = Examples.from_rows(parts.validation, model.labels, speakers)
-    return fit_temperature(model.logits(examples, model.members[:1]).numpy(), examples.targets.numpy())
+def _calibrate(model: Model, rows: Rows, speakers: Speakers | None) -> pa.Table:
+    """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it.
+
+    Returns:
+        What it says of them with that temperature (`tell_rows`).
+    """
+    examples = Examples.from_rows(rows, model.labels, speakers)
+    logits_NC = model.logits(examples, model.members[:1]).double().numpy()
+    model.temperature = fit_temperature(logits_NC, examples.targets.numpy())
+    return tell_rows(rows, softmax(logits_NC / model.temperature, axis=1), model.labels)
 
 
 def load_start(experiment: Experiment, features: Features, parts: Split) -> Model:
@@ -232,7 +244,7 @@ def load_start(experiment: Experiment, features: Features, parts: Split) -> Mode
     changed = changed or differences(
         asdict(start.network) | normed[0], asdict(experiment.network) | normed[1]
     )  # of the same network
-    changed = changed or differences(asdict(start.features), asdict(features))
+    changed = changed or differences(features_identity(start.features), features_identity(features))
     if changed:
         raise UserError(f"--start-from {experiment.start_from} is another kind of network ({changed})")
     known = set(start.trained_on) & (parts.test.values("speaker_id") | parts.validation.values("speaker_id"))

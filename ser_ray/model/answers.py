@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import entr
 
-from ser_ray.features.arrays import encode_features, shape_of
+from ser_ray.features.arrays import encode_features
 from ser_ray.features.spec import Features, Kernel
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.examples import Examples
-from ser_ray.model.speakers import Known, sums_of
+from ser_ray.model.speakers import Known, is_framed, sums_of
 from ser_ray.model.windows import Hearing
 
 if TYPE_CHECKING:
@@ -34,42 +34,32 @@ WINDOWS_SCHEMA = pa.schema(
 )
 
 
-def answer_windows(models: Sequence[Model], hearing: Hearing) -> np.ndarray:
-    """Return what models of the same features and labels say of each window, by `pool_answers`.
+def answer_windows(models: Sequence[Model], hearing: Hearing, weights: Sequence[float] | None = None) -> np.ndarray:
+    """Return what models of the same labels say together of each window, by `calibration.pool_answers`.
 
-    For models that normalize by speaker, all windows of a channel are one speaker's, of whom nothing else is known.
+    Models of different features hear the same windows, each at the rate of its own. For models that normalize by
+    speaker, all windows of a channel are one speaker's, of whom nothing else is known.
 
     Args:
         models: The models.
         hearing: The recording.
+        weights: How much each model counts; None for alike.
 
     Returns:
         Probabilities `[W, C]`, float64; NaN where a window is silent.
     """
-    labels = models[0].labels
-    known: dict[str, Known] = {}
-    if any(model.speaker_norm for model in models):
-        framed = shape_of(models[0].features.arrow_type())[0] is None
-        for place, values in _features(models[0].features, hearing):
-            speaker, frames_NF = str(hearing.windows[place].channel), values if framed else values[None]
-            frames, sums_2F = known.get(speaker, Known())
-            known[speaker] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
-    answers_WC = np.full((len(hearing.windows), len(labels.names)), np.nan)
-    heard = _features(models[0].features, hearing)
-    while batch := list(islice(heard, BATCH)):
-        places = [place for place, _ in batch]
-        table = pa.table(
-            {
-                "utterance_id": list(map(str, places)),
-                "corpus": [""] * len(batch),
-                "speaker_id": [str(hearing.windows[place].channel) for place in places],
-                "emotion": [labels.names[0]] * len(batch),
-                "features": encode_features([values for _, values in batch], models[0].features.arrow_type()),
-            }
-        )
-        each = [model.answer(Examples.from_table(table, labels, [""], model.normalizer(known))) for model in models]
-        answers_WC[places] = pool_answers(each) if len(each) > 1 else each[0]
-    return answers_WC
+    answers = [np.full((len(hearing.windows), len(model.labels.names)), np.nan) for model in models]
+    for features in dict.fromkeys(model.features for model in models):
+        own = [pair for pair in zip(models, answers, strict=True) if pair[0].features == features]
+        known = _listen(features, hearing) if any(model.speaker_norm for model, _ in own) else {}
+        heard = _features(features, hearing)
+        while batch := list(islice(heard, BATCH)):
+            places = [place for place, _ in batch]
+            table = _tabulate(batch, hearing, features)
+            for model, answers_WC in own:
+                examples = Examples.from_table(table, model.labels, [""], model.normalizer(known))
+                answers_WC[places] = model.answer(examples)
+    return pool_answers(answers, weights) if len(answers) > 1 else answers[0]
 
 
 def tell_windows(
@@ -98,10 +88,34 @@ def tell_windows(
     return pa.Table.from_pylist(rows, WINDOWS_SCHEMA)
 
 
+def _listen(features: Features, hearing: Hearing) -> dict[str, Known]:
+    """Return what all windows of each channel tell of its speaker."""
+    known: dict[str, Known] = {}
+    framed = is_framed(features)
+    for place, values in _features(features, hearing):
+        speaker, frames_NF = str(hearing.windows[place].channel), values if framed else values[None]
+        frames, sums_2F = known.get(speaker, Known())
+        known[speaker] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
+    return known
+
+
+def _tabulate(batch: Sequence[tuple[int, np.ndarray]], hearing: Hearing, features: Features) -> pa.Table:
+    """Return windows with their features as a table that `Examples` takes; their emotions are not known."""
+    return pa.table(
+        {
+            "utterance_id": [str(place) for place, _ in batch],
+            "corpus": [""] * len(batch),
+            "speaker_id": [str(hearing.windows[place].channel) for place, _ in batch],
+            "emotion": [""] * len(batch),
+            "features": encode_features([values for _, values in batch], features.arrow_type()),
+        }
+    )
+
+
 def _features(features: Features, hearing: Hearing) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the places of the windows that are not silent with their features."""
     kernel = _kernel(features)
-    for place, sound_T in hearing.sounds():
+    for place, sound_T in hearing.sounds(features.sample_rate):
         yield place, kernel.rows(sound_T, str(place), ("none",), 0)[0]
 
 

@@ -10,12 +10,12 @@ Nothing in it is executed when it is loaded, and nothing that it names is import
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import safetensors.torch
 import torch
+from pyarrow.fs import FileType
 from torch import Tensor
 
 from ser_ray.base import storage
@@ -53,7 +53,7 @@ def save_model(model: Model, folder: str) -> None:
         weights[TRAINED_CLIPS] = torch.from_numpy(model.trained_clips)
     data = safetensors.torch.save(weights)
     storage.write(storage.join(folder, "model.safetensors"), lambda stream: stream.write(data))
-    storage.write_text(storage.join(folder, "README.md"), _model_card(config))
+    storage.write_text(storage.join(folder, "README.md"), _model_card(config, model))
     storage.write_json(storage.join(folder, "config.json"), config)  # last: its presence says the rest is there
 
 
@@ -68,6 +68,8 @@ def load_model(folder: str) -> Model:
     """
     folder = _inner(folder)
     if not storage.exists(storage.join(folder, "config.json")):
+        if (folds := fold_roots(folder)) != [folder]:
+            raise UserError(f"{folder} has a model for each of its folds; name one of these, such as {folds[0]}")
         raise UserError(f"{folder} holds no trained model (config.json is missing); name a finished run")
     try:
         config = _read_config(folder)
@@ -103,20 +105,14 @@ def load_model(folder: str) -> Model:
         raise UserError(f"{folder} is not a model that this version reads: {str(error).splitlines()[0]}") from None
 
 
-def load_models(roots: Sequence[str]) -> list[Model]:
-    """Read models that are to answer together.
-
-    Args:
-        roots: Folders as `load_model` takes them.
-
-    Raises:
-        UserError: One cannot be read, or has other features or labels than the first.
-    """
-    models = [load_model(root) for root in roots]
-    for root, other in zip(roots, models, strict=True):
-        if (other.features, other.labels) != (models[0].features, models[0].labels):
-            raise UserError(f"{root} has other features or labels than {roots[0]}, so they cannot answer together")
-    return models
+def fold_roots(root: str) -> list[str]:
+    """Return the roots of a cross-validated run's finished folds, by number; of any other run its own."""
+    files, inner = storage.filesystem(root)
+    if files.get_file_info(inner).type == FileType.File:
+        return [root]
+    names = [name for name in storage.list_names(root, FileType.Directory) if name.startswith("fold-")]
+    folds = [storage.join(root, name) for name in sorted(names, key=lambda name: (len(name), name))]
+    return [fold for fold in folds if storage.exists(storage.join(fold, "metrics.json"))] or [root]
 
 
 def digest_model(folder: str) -> str:
@@ -154,12 +150,13 @@ def _read_config(folder: str) -> dict[str, Any]:
     return {**config, "network": settings, "speaker_norm": speaker_norm, "trained_on": trained_on, "members": members}
 
 
-def _model_card(config: dict[str, Any]) -> str:
+def _model_card(config: dict[str, Any], model: Model) -> str:
     lines = [
         f"# {config['network']['model']}: emotions in speech",
         "",
         f"Tells apart: {', '.join(config['labels']['names'])}.",
         f"Features: {config['features']['kind']}, {config['features']['sample_rate']} Hz.",
+        *([f"Encoder: {model.features.origin()}."] if hasattr(model.features, "origin") else []),
         *([f"{config['members']} networks answer together, by their mean."] if config["members"] > 1 else []),
     ]
     if config["speaker_norm"]:

@@ -106,15 +106,8 @@ class Model:
         Returns:
             The table of `predictions.parquet` with a column `path` besides.
         """
-        table = rows.table([*PREDICTED, "emotion", "path"])
         examples = Examples.from_rows(rows, self.labels, self.normalizer(known or {}))
-        names = np.array(self.labels.names)
-        answers = _columns(self.answer(examples), self.labels.names)
-        truth = pa.array(names[examples.targets.numpy()])
-        predictions = table.select(PREDICTED).append_column("emotion", truth)
-        for name, column in answers.items():
-            predictions = predictions.append_column(name, column)
-        return predictions.append_column("path", table["path"])
+        return tell_rows(rows, self.answer(examples), self.labels)
 
     def predict(self, sound: str | np.ndarray, *, sample_rate: int | None = None) -> Any:
         """Answer for one recording of any length: a file's path or URI, or its samples.
@@ -146,20 +139,44 @@ class Model:
         return tell_windows(name, hearing, answers_WC, self.labels.names).to_pandas()
 
 
-def pool_predictions(predictions: Sequence[pa.Table], labels: Sequence[str]) -> pa.Table:
-    """Return the answers of several models to the same clips as one, by `pool_answers`.
+def tell_rows(rows: Rows, answers_NC: np.ndarray, labels: LabelSet) -> pa.Table:
+    """Return the table of `predictions.parquet`, or of `validation.parquet`, with a column `path` besides.
 
     Args:
-        predictions: What `Model.predict_rows` of each gives for the same rows.
+        rows: The clips, whose emotions are all among the labels.
+        answers_NC: Their probabilities.
+        labels: The classes.
+    """
+    table = rows.table([*PREDICTED, "emotion", "path"])
+    truth = [labels.names[labels.index(emotion)] for emotion in table["emotion"].to_pylist()]
+    predictions = table.select(PREDICTED).append_column("emotion", pa.array(truth, pa.string()))
+    for name, column in _columns(answers_NC, labels.names).items():
+        predictions = predictions.append_column(name, column)
+    return predictions.append_column("path", table["path"])
+
+
+def pool_predictions(
+    predictions: Sequence[pa.Table], labels: Sequence[str], weights: Sequence[float] | None = None
+) -> pa.Table:
+    """Return the answers of several models to the same clips as one, by `calibration.pool_answers`.
+
+    Args:
+        predictions: Tables of `tell_rows` for the same clips in the same order.
         labels: The class names of all.
+        weights: How much each counts; None for alike.
     """
     first = predictions[0]
     if len(predictions) == 1:
         return first
-    pooled_NC = pool_answers([np.stack(table["probabilities"].to_pylist()) for table in predictions])
+    pooled_NC = pool_answers([probabilities_of(table) for table in predictions], weights)
     for name, column in _columns(pooled_NC, labels).items():
         first = first.set_column(first.column_names.index(name), name, column)
     return first
+
+
+def probabilities_of(predictions: pa.Table) -> np.ndarray:
+    """Return the probabilities `[N, C]` of a table of `tell_rows`, float64."""
+    return np.stack(predictions["probabilities"].to_pylist())
 
 
 def _columns(probabilities_NC: np.ndarray, labels: Sequence[str]) -> dict[str, pa.Array]:

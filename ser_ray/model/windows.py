@@ -103,7 +103,7 @@ class Hearing:
     Args:
         file: Seekable binary stream, which must stay open.
         config: Into which windows it is cut.
-        features: What is to be made of them; where the whole recording is heard, their offset is left out.
+        features: Whose usual length windows have; where the whole recording is heard, their offset is left out.
         start_s: Where the part begins, seconds; None for the recording's beginning.
         end_s: Where it ends; None for the recording's end.
 
@@ -125,8 +125,7 @@ class Hearing:
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> None:
-        self._rate_out, self._recording = features.sample_rate, open_recording(file)
-        recording = self._recording
+        recording = self._recording = open_recording(file)
         recording.check_header()
         rate = recording.rate
         self._begin = int((start_s or 0) * rate)
@@ -171,8 +170,11 @@ class Hearing:
         ]
         return windows, (edges[-1] - edges[0]) / rate
 
-    def sounds(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the places of the windows that are not silent, by time, with their sound [T] at the features' rate.
+    def sounds(self, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the places of the windows that are not silent, by time, with their sound [T].
+
+        Args:
+            sample_rate: Of the sound, Hz.
 
         Raises:
             AudioError: The recording changed meanwhile.
@@ -186,7 +188,7 @@ class Hearing:
                 if not self.windows[place * count + w].silent:
                     sound_T = sound_TC.mean(axis=1) if column == MEAN else sound_TC[:, column - 1]
                     sound_T = sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
-                    yield place * count + w, to_rate(sound_T, self._recording.rate, self._rate_out)
+                    yield place * count + w, to_rate(sound_T, self._recording.rate, sample_rate)
 
     def close(self) -> None:
         """Close it."""

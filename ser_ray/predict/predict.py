@@ -6,7 +6,6 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -18,8 +17,7 @@ from ser_ray.base import storage
 from ser_ray.base.console import say, show_table, track
 from ser_ray.base.errors import UserError
 from ser_ray.features.spec import write_features
-from ser_ray.model.files import digest_model, load_models
-from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.predict.inputs import Piece, digest_pieces, find_pieces
 from ser_ray.predict.output import Output
 from ser_ray.predict.task import WHOLE_FILE_BYTES, Answerer, PredictConfig
@@ -35,36 +33,6 @@ MADE_SPEECH = (
 MAX_SHOWN = 40  # windows of a single recording on the terminal
 MAX_LISTED = 8  # rejects on the terminal
 VERSIONED = ("ray", "torch", "numpy", "soxr", "soundfile", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Together:
-    """Models that answer together.
-
-    Attributes:
-        roots: Their runs.
-        models: The models.
-        digests: Of their files.
-    """
-
-    roots: tuple[str, ...]
-    models: list[Model]
-    digests: tuple[str, ...]
-
-    @property
-    def made_speech(self) -> bool:
-        """Whether any of them is known to be trained on made speech."""
-        return any(model.made_speech for model in self.models)
-
-
-def open_models(runs: Sequence[str]) -> Together:
-    """Read the models of some runs.
-
-    Raises:
-        UserError: One cannot be read, or has other features or labels than the first.
-    """
-    roots = tuple(map(storage.normalize, runs))
-    return Together(roots, load_models(roots), tuple(map(digest_model, roots)))
 
 
 def predict_recordings(
@@ -93,19 +61,21 @@ def predict_recordings(
         UserError: An input names nothing, the output is finished or was asked for otherwise, or workers keep dying.
     """
     output.refuse_finished()
-    features, labels = together.models[0].features, together.models[0].labels
-    window_s, hop_s = config.windows.lengths_s(features)
+    features, labels = together.features, together.labels
+    window_s, hop_s = config.windows.lengths_s(features[0])
     pieces = find_pieces(inputs)
     settings = {"window_s": window_s, "hop_s": hop_s, "channels": config.windows.channels}
     settings |= {"abstain_below": config.abstain_below}
-    identity = {"model": "+".join(together.digests), **settings, "recordings": digest_pieces(pieces)}
+    identity = {"model": together.digest, **settings, "recordings": digest_pieces(pieces)}
     with storage.lock(output.root, lambda: say(f"Another job is at work on {output.root}: waiting until it is done")):
         output.refuse_finished()
         output.claim(identity, command)
         if together.made_speech:
             say(MADE_SPEECH)
+        if len(together.runs) > 1:
+            say(f"{len(together.runs)} runs answer together: {together.weighing.why}")
         tasks = deal_pieces(pieces)
-        _answer(Answerer(together.models, config, output), tasks, are_few(pieces))
+        _answer(Answerer(together, config, output), tasks, are_few(pieces))
         output.write_recordings(list(tasks))
         if as_csv:
             output.write_csv(list(tasks), labels.names)
@@ -116,7 +86,9 @@ def predict_recordings(
                 "runs": together.roots,
                 "digests": together.digests,
                 "networks": [model.network.name for model in together.models],
-                "features": write_features(features),
+                "weights": dict(zip(together.roots, together.weighing.weights, strict=True)),
+                "weighing": together.weighing.why,
+                "features": list(map(write_features, features)) if len(features) > 1 else write_features(features[0]),
                 "labels": labels.names,
                 "made_speech": together.made_speech,
             },

@@ -16,7 +16,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings
 from ser_ray.model.answers import WINDOWS_SCHEMA, answer_windows, tell_windows
 from ser_ray.model.calibration import pool_answers
-from ser_ray.model.model import Model
+from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
 from ser_ray.predict.inputs import Piece
 from ser_ray.predict.output import RECORDINGS_SCHEMA, REJECTS_SCHEMA, Output
@@ -47,13 +47,13 @@ class Answerer:
     """Answers recordings and writes what became of them.
 
     Args:
-        models: Models of the same features and labels, which answer together.
+        together: Models that answer together.
         config: How they answer.
         output: Where to write.
     """
 
-    def __init__(self, models: Sequence[Model], config: PredictConfig, output: Output) -> None:
-        self.models, self.config, self.output = models, config, output
+    def __init__(self, together: Together, config: PredictConfig, output: Output) -> None:
+        self.together, self.config, self.output = together, config, output
 
     def __call__(self, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Answer the recordings of one task, unless that was done before.
@@ -89,7 +89,7 @@ class Answerer:
                     raise AudioError(CRASHED)
                 if piece.problem:
                     raise AudioError(piece.problem)
-                of_windows, of_recordings, of_notes = answer_piece(self.models, piece, self.config)
+                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config)
             except Exception as error:  # whatever is wrong with a recording, it costs that one only
                 reject = {"file": piece.path, "start": piece.start_s, "end": piece.end_s, "reason": _reason(error)}
                 rejects.append(reject)
@@ -108,7 +108,7 @@ class Answerer:
 
 
 def answer_piece(
-    models: Sequence[Model], piece: Piece, config: PredictConfig
+    together: Together, piece: Piece, config: PredictConfig
 ) -> tuple[pa.Table, list[dict[str, Any]], tuple[str, ...]]:
     """Answer one recording.
 
@@ -119,12 +119,12 @@ def answer_piece(
         AudioError: It cannot be used.
         OSError: It cannot be read.
     """
-    labels = models[0].labels.names
+    labels = together.labels.names
     with storage.open_read(piece.path) as stream:
         file = io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream
-        hearing = Hearing(file, config.windows, models[0].features, piece.start_s, piece.end_s)
+        hearing = Hearing(file, config.windows, together.features[0], piece.start_s, piece.end_s)
         try:
-            answers_WC = answer_windows(models, hearing)
+            answers_WC = answer_windows(together.models, hearing, together.weights)
         finally:
             hearing.close()
     table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below)

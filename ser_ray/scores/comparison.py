@@ -1,12 +1,17 @@
-"""Two finished runs against each other, on the clips that both tested."""
+"""Two finished runs against each other, or what several say together against each of them, on clips that all tested."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.model.together import Weighing
 from ser_ray.scores import metrics, report
 from ser_ray.scores.run_folder import read_run
 
@@ -48,4 +53,33 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         if numbers["interval"]:
             low, high = numbers["interval"]
             text += f" (95 % interval {low:+.1%} to {high:+.1%}, p = {numbers['p_value']:.3g})"
-        say(f"{text}; both together {numbers['together']:.1%}")
+        say(text)
+
+
+def compare_together(
+    answers: Mapping[str, pa.Table], pooled: pa.Table, weighings: Sequence[Weighing], labels: Sequence[str]
+) -> dict[str, Any]:
+    """Compare what several runs say together with what each of them says alone.
+
+    Args:
+        answers: The predictions of each run, by its name.
+        pooled: Their predictions together.
+        weighings: How much each counts: of all clips, or of each fold.
+        labels: The class names of all.
+
+    Returns:
+        For `metrics.json`: `weighings`, one for all clips or one for each fold (`model.together.Weighing`), and `runs`,
+        each with its name, its mean weight and what `metrics.compare` gives, together minus alone.
+    """
+    means = np.mean([weighing.weights for weighing in weighings], axis=0).tolist()
+    runs = [
+        {"run": name, "weight": weight, **metrics.compare(table, pooled, labels)}
+        for (name, table), weight in zip(answers.items(), means, strict=True)
+    ]
+    return {"weighings": [weighing._asdict() for weighing in weighings], "runs": runs}
+
+
+def tell_alike(weighings: Sequence[Weighing]) -> list[str]:
+    """Return why weights could not be fitted, each reason once, as notes for whoever reads the scores."""
+    several = [weighing for weighing in weighings if len(weighing.weights) > 1 and not weighing.clips]
+    return list(dict.fromkeys(f"{weighing.why[0].upper()}{weighing.why[1:]}." for weighing in several))

@@ -19,7 +19,6 @@ import pyarrow as pa
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from ser_ray.base.errors import UserError
-from ser_ray.model.calibration import pool_answers
 
 CALIBRATION_BINS = 15  # as Guo et al., "On Calibration of Modern Neural Networks", 2017
 LEVEL = 0.95  # of every interval
@@ -125,9 +124,8 @@ def compare(
 
     Returns:
         `num_common num_a num_b num_speakers resamples level` and, for `uar` and `accuracy`, `a b difference` (b - a)
-        `interval p_value together`. The two-sided p-value is twice the share of resamples on the rarer side of zero;
-        `together` is the score of both as an ensemble: by the mean of their log-probabilities. Interval and p-value are
-        None where only one speaker is shared.
+        `interval p_value`. The two-sided p-value is twice the share of resamples on the rarer side of zero. Interval
+        and p-value are None where only one speaker is shared.
 
     Raises:
         UserError: The runs share no clips, or do not have the same labels.
@@ -142,13 +140,13 @@ def compare(
     try:
         targets_N = _indices(table_a, "emotion", labels)
         predicted_a_N, predicted_b_N = (_indices(table, "predicted", labels) for table in (table_a, table_b))
-        probability_a_NC, probability_b_NC = (_probabilities(table, labels) for table in (table_a, table_b))
+        for table in (table_a, table_b):
+            _probabilities(table, labels)  # refuses those of other labels
     except ValueError as error:
         raise UserError(f"the two runs have different labels ({error}): compare runs with the same --labels") from None
     speakers_N = _strings(table_a, "speaker_id")
     weights_BS = _resample_speakers(speakers_N, resamples, seed)
     whole_a, whole_b = _scores(targets_N, predicted_a_N), _scores(targets_N, predicted_b_N)
-    together = _scores(targets_N, pool_answers([probability_a_NC, probability_b_NC]).argmax(axis=1))
     drawn_a, drawn_b = (
         _resampled_scores(targets_N, predicted_N, speakers_N, len(labels), weights_BS)
         for predicted_N in (predicted_a_N, predicted_b_N)
@@ -169,7 +167,6 @@ def compare(
             "a": whole_a[name],
             "b": whole_b[name],
             "difference": whole_b[name] - whole_a[name],
-            "together": together[name],
             "interval": None if single else _percentiles(differences_B),
             "p_value": None if single else float(min(1.0, 2 * (rarer_side + 1) / (resamples + 1))),
         }

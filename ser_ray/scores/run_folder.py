@@ -4,6 +4,7 @@ RUN/run.json               what was asked for; the run's identity
 RUN/checkpoints/           Ray Train's, the last and the best; with several members under member-K/
 RUN/model/                 the model
 RUN/fold-K/                with `--fold all`: a run for each fold
+RUN/validation.parquet     one row per validation clip, answered by the first member; of each fold in its own folder
 RUN/predictions.parquet    one row per tested clip
 RUN/history.csv            one row per epoch
 RUN/report.html            the page for people
@@ -21,11 +22,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileType
 
 from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
+from ser_ray.model.files import fold_roots
+from ser_ray.model.together import VALIDATION
 from ser_ray.scores import metrics, report
 from ser_ray.scores.scores import Scores
 from ser_ray.store.store import Store, differences
@@ -79,15 +81,21 @@ class RunFolder:
         return replace(self, root=storage.join(self.root, name))
 
     def finish(
-        self, scores: Scores, predictions: pa.Table, store: Store, history: Sequence[dict[str, Any]] = ()
+        self,
+        scores: Scores,
+        predictions: pa.Table,
+        store: Store | None,
+        history: Sequence[dict[str, Any]] = (),
+        validation: pa.Table | None = None,
     ) -> dict[str, Any]:
         """Write predictions, history, report and, last, metrics.
 
         Args:
             scores: What the answers are worth.
-            predictions: One row per tested clip, with a column `path` for the report.
-            store: Where the clips came from.
+            predictions: One row per tested clip, where it is known with a column `path` for the report.
+            store: Where the clips came from; None where that is not known.
             history: One dict per epoch; empty where nothing was trained.
+            validation: One row per validation clip; None where nothing was trained.
 
         Returns:
             The content of `metrics.json`.
@@ -98,19 +106,26 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(history)
             storage.write_text(storage.join(self.root, "history.csv"), text.getvalue())
-        table, content = predictions.drop_columns("path"), scores.content()
-        storage.write(storage.join(self.root, "predictions.parquet"), lambda stream: pq.write_table(table, stream))
+        content = scores.content()
+        self._write_answers("predictions.parquet", predictions)
+        if validation is not None:
+            self._write_answers(VALIDATION, validation)
+        corpora = report.Corpora(store.info()["audit"], [asdict(one) for one in store.rejects()]) if store else None
         page = report.run_page(
             title=self.root.rsplit("/", 1)[-1],
             metrics=content,
             predictions=predictions,
             history=history,
-            corpora=report.Corpora(store.info()["audit"], [asdict(reject) for reject in store.rejects()]),
+            corpora=corpora or report.Corpora((), ()),
             embed_audio=self.embed_audio,
         )
         storage.write_text(storage.join(self.root, "report.html"), page)
         storage.write_json(storage.join(self.root, "metrics.json"), content)
         return content
+
+    def _write_answers(self, name: str, answers: pa.Table) -> None:
+        table = answers.select([column for column in answers.column_names if column != "path"])
+        storage.write(storage.join(self.root, name), lambda stream: pq.write_table(table, stream))
 
 
 def fresh_root(what: str) -> str:
@@ -128,8 +143,7 @@ def read_run(run_root: str) -> tuple[dict[str, Any], pa.Table]:
     if folder.is_finished:
         files, inner = storage.filesystem(storage.join(run_root, "predictions.parquet"))
         return storage.read_json(storage.join(run_root, "metrics.json")), pq.read_table(inner, filesystem=files)
-    names = [name for name in storage.list_names(run_root, FileType.Directory) if name.startswith("fold-")]
-    folds = [read_run(one.root) for one in map(folder.inner, names) if one.is_finished]
+    folds = [read_run(fold) for fold in fold_roots(run_root) if RunFolder(fold).is_finished]
     if not folds:
         raise UserError(f"{run_root} holds no finished run (metrics.json is missing)")
     if len(folds) == 1:

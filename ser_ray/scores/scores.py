@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +31,8 @@ class Scores:
         excluded: Number of rows by the reason why they were left out.
         best_epoch: Epoch whose network was kept; None where several or none were trained.
         temperature: That calibrates the answers; one for each model.
+        together: How much each of several runs counts, and what they are worth beside each of them
+            (`comparison.compare_parts`); None of a single one.
     """
 
     measured: dict[str, Any]
@@ -45,6 +48,7 @@ class Scores:
     excluded: dict[str, int] = field(default_factory=dict)
     best_epoch: int | None = None
     temperature: float | list[float] | None = None
+    together: dict[str, Any] | None = None
 
     def content(self) -> dict[str, Any]:
         """Return the content of `metrics.json`; what does not apply is not in it."""
@@ -57,6 +61,17 @@ class Scores:
             "notes": notes,
             "versions": used_versions(),
         }
+
+
+def join_leaks(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the leaks of several runs, such as folds, as one: of each count the largest, and leaky if any is."""
+    counts = {
+        pair: {kind: max(leaks[pair].get(kind, 0) for leaks in each) for kind in found}
+        for pair, found in each[0].items()
+        if isinstance(found, dict)
+    }
+    facts = {name: value for leaks in each for name, value in leaks.items() if not isinstance(value, dict)}
+    return facts | {"leaky": any(leaks["leaky"] for leaks in each)} | counts
 
 
 def used_versions() -> dict[str, str]:

@@ -33,6 +33,8 @@ def show_scores(scores: dict[str, Any]) -> None:
     if "folds" in scores:
         show_table("Folds", [{"fold": str(i), **{n: s[n] for n in names}} for i, s in enumerate(scores["folds"])])
     per_corpus = [{"corpus": corpus, **{n: s[n] for n in names}} for corpus, s in scores["per_corpus"].items()]
+    if "together" in scores:
+        show_table("Together", [_row_of(run) for run in scores["together"]["runs"]])
     show_table("Per corpus", per_corpus)
     show_table("Classification report", [{"emotion": emotion, **s} for emotion, s in scores["per_class"].items()])
     labels = scores["labels"]
@@ -53,7 +55,17 @@ def headline(scores: dict[str, Any]) -> str:
     )
     if "folds" in scores:
         text += f"; over folds: UAR {scores['mean']['uar']:.1%} ± {scores['std']['uar']:.1%}"
-    return f"LEAKY protocol: {text}" if scores.get("protocol") == "notebook" else text
+    if scores.get("protocol") == "notebook":
+        return f"LEAKY protocol: {text}"
+    return f"LEAKY encoder: {text}" if "encoder" in scores.get("leaks", {}) else text
+
+
+def _row_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run is worth alone and what the others add to it, as a row on the screen."""
+    uar, interval = run["uar"], run["uar"]["interval"]
+    between = f"{interval[0]:+.1%} to {interval[1]:+.1%}" if interval else "–"
+    gain = {"together": f"{uar['difference']:+.1%}", "95 % interval": between}
+    return {"run": run["run"], "weight": run["weight"], "uar": uar["a"], **gain}
 
 
 def _between(interval: Sequence[float] | None) -> str:

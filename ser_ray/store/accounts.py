@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 from ser_ray import __version__
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
+from ser_ray.features.arrays import widened
 from ser_ray.speech.audio import DECODER
 from ser_ray.speech.corpora import Manifest, audit
 from ser_ray.speech.utterance import Reject
+from ser_ray.store.shards import widen_shards
 from ser_ray.store.store import FOUND, Store
 
 ACCOUNTS = ("featurized", "rejected", "duplicates")
@@ -49,6 +51,8 @@ def settle(store: Store, manifest: Manifest, rows_per_clip: int) -> None:
     store.write_duplicates(manifest.duplicates)
     # Tasks of a killed driver may have ended late.
     store.keep(dict.fromkeys(clip.utterance_id for clip in manifest.utterances))
+    if widened(type_ := store.recipe().features.arrow_type()) != type_:
+        widen_shards(store.shards())
     rejects = store.rejects()
     if not store.shards() and rejects:
         raise UserError(f"none of the clips could be read, the first because: {rejects[0].path}: {rejects[0].reason}")

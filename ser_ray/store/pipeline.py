@@ -2,6 +2,7 @@
 
 The driver finds the clips, takes out what the store holds already, and deals the rest into tasks of up to 500 clips.
 Each task opens its clips, decodes, augments, featurizes and writes one shard by itself; only counts come back.
+With GPUs a task has two parts: CPUs read and decode, and one actor on each GPU does the rest.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from ser_ray.store.accounts import is_settled, settle, tell_accounts
 from ser_ray.store.place import find_store
 from ser_ray.store.shards import read_shard
 from ser_ray.store.store import Store
-from ser_ray.store.task import PASSING, ShardWriter, import_kernel, unusable, write_in_task
+from ser_ray.store.task import PASSING, ShardWriter, import_kernel, read_in_task, unusable, write_in_task
 
 MAX_CLIPS_PER_TASK = 500  # a task makes a shard; little is lost when it is killed, little waited between tasks
+MAX_CLIPS_READ = 128  # of a task whose decoded clips are in memory all at once, on their way to a GPU
 MIN_CLIPS_PER_TASK = 16  # a task for fewer costs more than it does
 MAX_WARMED = 64  # workers that are started before there is work for them
 
@@ -60,7 +62,9 @@ def find_and_connect(roots: Sequence[str], verbose: bool = False) -> Manifest:
         return finding.result()
 
 
-def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | None = None, device: str = "cpu") -> Store:
+def featurize(
+    manifest: Manifest, config: FeaturizeConfig, store_root: str | None = None, device: str = "auto"
+) -> Store:
     """Bring a feature store in line with the clips that `corpora.discover` found.
 
     Rows that are there already stay; clips that are new, changed or unfinished are featurized; rows of clips that
@@ -70,7 +74,8 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
         manifest: The clips, and the roots they lie under.
         config: Features and augmentation.
         store_root: The store's folder or URI; None names it after the settings and the manifest's roots.
-        device: `cpu`, one thread per task, or `cuda`, one GPU per actor.
+        device: `cpu`, one thread per task; `cuda`, one GPU per actor, with CPUs that read for them; or `auto`, which is
+            `cuda` for features that gain much by it, where there are GPUs.
 
     Returns:
         The complete store.
@@ -80,8 +85,7 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
             shared by all nodes, or workers that keep dying.
         RuntimeError: The accounts do not add up.
     """
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: choose cpu or cuda")
+    device = choose_device(device, config)
     show_table("Corpora", [row._asdict() for row in audit(manifest)])
     root = storage.normalize(store_root) if store_root else find_store(config, manifest)
     try:
@@ -100,6 +104,19 @@ def featurize(manifest: Manifest, config: FeaturizeConfig, store_root: str | Non
     except OSError as error:
         raise UserError(unusable(Store(root), error)) from None
     return store
+
+
+def choose_device(device: str, config: FeaturizeConfig) -> str:
+    """Return `cpu` or `cuda` for what `--device` says, which may be `auto`.
+
+    Raises:
+        UserError: It says something else.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: choose auto, cpu or cuda")
+    if device != "auto":
+        return device
+    return "cuda" if getattr(config.features, "wants_gpu", False) and count_resources()[1] else "cpu"
 
 
 def _plan(store: Store, manifest: Manifest) -> list[Utterance]:
@@ -140,14 +157,14 @@ def _same_content(store: Store, clips: list[Utterance]) -> list[Utterance]:
     return [clip for clip, now in zip(there, hash_files(there), strict=True) if now.hex() == digests[clip.utterance_id]]
 
 
-def deal_clips(clips: int, workers: int) -> list[int]:
+def deal_clips(clips: int, workers: int, most: int = MAX_CLIPS_PER_TASK) -> list[int]:
     """Return how many clips each task gets: many at first, fewer at the end, so that all workers finish together.
 
     Guided self-scheduling (Polychronopoulos & Kuck, 1987): a task takes half a worker's share of what is left.
     """
     sizes = []
     while clips:
-        sizes.append(min(clips, MAX_CLIPS_PER_TASK, max(MIN_CLIPS_PER_TASK, -(-clips // (2 * workers)))))
+        sizes.append(min(clips, most, max(MIN_CLIPS_PER_TASK, -(-clips // (2 * workers)))))
         clips -= sizes[-1]
     return sizes
 
@@ -166,17 +183,20 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     cpus, gpus = count_resources()
     workers = gpus if device == "cuda" else cpus or MAX_WARMED  # where there are none yet, many may come
     carry_registered()
-    tasks = ray.data.from_blocks(list(_each_task(todo, deal_clips(len(todo), workers))))
+    most = MAX_CLIPS_READ if device == "cuda" else MAX_CLIPS_PER_TASK
+    tasks = ray.data.from_blocks(list(_each_task(todo, deal_clips(len(todo), workers, most))))
     arguments, how = (store, config, device), {"batch_size": 1, "batch_format": "pyarrow"}
     if device == "cuda":
+        read = tasks.map_batches(partial(read_in_task, arguments=(store, config)), **how)
         actors = {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1, "fn_constructor_args": arguments}
-        outcomes = tasks.map_batches(ShardWriter, **how, **actors)
+        outcomes = read.map_batches(ShardWriter, **how, **actors)
     else:
         outcomes = tasks.map_batches(partial(write_in_task, arguments=arguments), **how)
     pa.default_memory_pool().release_unused()  # it keeps what plan and blocks took, which a long job never needs again
     rejected = cut = 0
     nodes: Counter[str] = Counter()
     notes: Counter[str] = Counter()
+    busy_s = spent_s = 0.0
     with track("Featurizing", len(todo)) as progress, closing(_each_row(outcomes)) as each:
         for outcome in each:
             if outcome["error"]:
@@ -185,7 +205,11 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
             notes.update(outcome["notes"])
             cut += outcome["cut"]
             nodes[outcome["node"]] += outcome["clips"]
-            progress.advance(outcome["clips"], f"{rejected} rejected" if rejected else "")
+            busy_s, spent_s = busy_s + outcome["busy_s"], spent_s + outcome["spent_s"]
+            said = [f"{rejected} rejected"] if rejected else []
+            if device == "cuda":  # whose time is dear
+                said.append(f"GPUs waited {1 - busy_s / max(spent_s, 1e-9):.0%} of their time")
+            progress.advance(outcome["clips"], ", ".join(said))
     elsewhere = set(nodes) - {ray.get_runtime_context().get_node_id()}
     if elsewhere and not storage.is_uri(store.root) and _is_unseen(store, todo):
         raise UserError(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser_ray.base import storage
+from ser_ray.features.arrays import widened
 
 COMPRESSION = {"compression": "zstd", "compression_level": 1}
 METADATA = (
@@ -34,6 +35,24 @@ def write_parquet(path: str, table: pa.Table) -> None:
     # No two features are alike: a dictionary of them would only be in the way.
     how = {"use_dictionary": [name for name in table.column_names if name != "features"]}
     storage.write(path, lambda stream: pq.write_table(table, stream, **COMPRESSION, **how))
+
+
+def widen_shards(paths: Sequence[str]) -> None:
+    """Write those of a store's shards that are in half precision anew as float32, where not all are.
+
+    So whoever reads the store finds one type in all of it.
+    """
+    types = {path: _schema(path).field("features").type for path in paths}
+    halves = [path for path, type_ in types.items() if widened(type_) != type_]
+    for path in halves if len(halves) < len(paths) else ():
+        rows = read_shard(path, None)
+        wide = rows["features"].cast(widened(types[path]))
+        write_parquet(path, rows.set_column(rows.column_names.index("features"), "features", wide))
+
+
+def _schema(path: str) -> pa.Schema:
+    files, inner = storage.filesystem(path)
+    return pq.read_schema(inner, filesystem=files)
 
 
 def is_damaged(path: str) -> bool:

@@ -1,5 +1,8 @@
 """One task of featurization: some clips in, their shard out.
 
+On CPUs a worker does the whole of it, clip by clip. Where features are computed on GPUs, CPUs read and decode the clips
+of a task, and an actor on a GPU, which has them all, does the rest.
+
 A task may be killed and run again: a shard's name and content depend on its clips alone. Workers import this room and
 what it needs, and no more of ser_ray, since each second that takes is one that all of them take.
 """
@@ -10,6 +13,9 @@ import hashlib
 import io
 import math
 import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -26,6 +32,7 @@ from ser_ray.speech.audio import NOTES, AudioError, Clip, count_notes, decode
 from ser_ray.speech.utterance import Reject, Utterance, from_table
 from ser_ray.store.crashes import Attempts
 from ser_ray.store.shards import METADATA, name_clips, row_schema
+from ser_ray.store.sounds import Sound, pack_sounds, unpack_sounds
 from ser_ray.store.store import Store
 
 WHOLE_FILE_BYTES = 32 << 20  # a smaller file is read once for both its hash and its sound
@@ -51,6 +58,7 @@ class ShardWriter:
         use_one_core()  # Ray runs one task a core
         self.store, self.config = store, config
         self.problem = ""
+        self.ended, self.busy_s = time.monotonic(), 0.0
         try:
             self.kernel = config.features.kernel()
             self.kernel.to(device)
@@ -58,23 +66,38 @@ class ShardWriter:
             self.problem = str(error)
         except (RuntimeError, AssertionError) as error:  # Ray has a GPU there and torch has not
             self.problem = f"torch cannot use the GPU that Ray gave it ({str(error).splitlines()[0]}); use --device cpu"
-        self.schema = row_schema(config.features.arrow_type())
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         """Do some tasks.
 
         Args:
-            tasks: In the column `clips` the clips of each, a list of records of `UTTERANCE_SCHEMA`.
+            tasks: In the column `clips` the clips of each, a list of records of `UTTERANCE_SCHEMA`; where they are read
+                already, what `read_in_task` adds.
 
         Returns:
-            One row per task: the counts and the error of `write`, and the `node` it ran on.
+            One row per task: the counts and the error of `write`, the `node` it ran on, how long it took since the task
+            before, `spent_s`, and how much of that the kernel was at work, `busy_s`.
         """
         node = {"node": ray.get_runtime_context().get_node_id()}
-        clips = (pa.Table.from_struct_array(records.values) for records in tasks["clips"])
-        return pa.Table.from_pylist([self.write(from_table(clips_of_task)) | node for clips_of_task in clips])
+        outcomes = []
+        for row in range(tasks.num_rows):
+            clips = from_table(pa.Table.from_struct_array(tasks["clips"][row].values))
+            sounds, self.busy_s = None, 0.0
+            if "sounds" in tasks.column_names:
+                self.problem = self.problem or tasks["problem"][row].as_py()
+                sounds = unpack_sounds(tasks["sounds"][row].values)
+            outcome = self.write(clips, sounds)
+            ended = time.monotonic()
+            outcomes.append(outcome | node | {"busy_s": self.busy_s, "spent_s": ended - self.ended})
+            self.ended = ended
+        return pa.Table.from_pylist(outcomes)
 
-    def write(self, clips: list[Utterance]) -> dict[str, Any]:
+    def write(self, clips: list[Utterance], sounds: Sequence[Sound] | None = None) -> dict[str, Any]:
         """Featurize some clips and write their shard.
+
+        Args:
+            clips: The clips.
+            sounds: What was read of each; None to read them here.
 
         Returns:
             The numbers of `clips`, of those `rejected`, of those that bear `notes` of each kind and of those that were
@@ -90,49 +113,92 @@ class ShardWriter:
         if self.problem:
             return outcome
         try:
-            rejects, outcome["notes"], outcome["cut"] = self._write(clips)
-            outcome["rejected"] = len(rejects)
+            shard = self._write(clips, sounds)
+            outcome |= {"rejected": len(shard.rejects), "notes": count_notes(shard.notes), "cut": shard.cut}
         except UserError as error:
             outcome["error"] = str(error)
         except OSError as error:
             outcome["error"] = unusable(self.store, error)
         return outcome
 
-    def _write(self, clips: list[Utterance]) -> tuple[list[Reject], dict[str, int], int]:
-        """Write the shard of some clips; return rejects, the number of notes of each kind, and that of clips cut."""
+    def _write(self, clips: list[Utterance], sounds: Sequence[Sound] | None) -> _Shard:
+        """Write the shard of some clips."""
         attempts = Attempts(self.store.attempts_path(clips))
-        columns: dict[str, list[Any]] = {name: [] for name in METADATA}
-        kept = Kept()
-        rejects, notes, cut = [], [], 0
-        offset_s, duration_s = self.config.features.offset_s, self.config.features.duration_s
-        for utterance in clips:
-            if not attempts.take(utterance.utterance_id):
-                rejects.append(Reject(utterance.path, utterance.corpus, utterance.utterance_id, CRASHED))
-                continue
-            try:
-                digest, clip = read_clip(utterance, self.config.features)
-                features = self.kernel.rows(
-                    clip.waveform_T, utterance.utterance_id, self.config.augment, self.config.seed
-                )
-            except Exception as error:  # whatever is wrong with a clip, it costs that clip only
-                rejects.append(Reject(utterance.path, utterance.corpus, utterance.utterance_id, _reason(error)))
-                continue
-            notes += clip.notes
-            cut += duration_s is not None and clip.duration_s > offset_s + duration_s
-            facts = {"sha256": digest, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
-            for augmentation, values in zip(self.config.augment, features, strict=True):
-                row = facts | {"augmentation": augmentation}
-                for name, column in columns.items():
-                    column.append(row[name] if name in row else getattr(utterance, name))
-                kept.add(values)
-        arrays = [pa.array(columns[name], self.schema.field(name).type) for name in METADATA]
-        arrays.append(encode_features(kept.arrays(), self.schema.field("features").type))
+        shard = _Shard(self.config)
+        if sounds is None or attempts.again or not hasattr(self.kernel, "rows_of_clips"):
+            for place, utterance in enumerate(clips):
+                if not attempts.take(utterance.utterance_id):
+                    shard.add(utterance, Sound(problem=CRASHED), [])
+                    continue
+                sound = sounds[place] if sounds else try_clip(utterance, self.config.features)
+                shard.add(utterance, sound, self._compute([utterance], [sound])[0])
+        else:
+            for utterance, sound, rows in zip(clips, sounds, self._compute(clips, sounds, True), strict=True):
+                shard.add(utterance, sound, rows)
         name = name_clips(clip.utterance_id for clip in clips)
         if attempts.again:
             self.store.write_rejects(name, [])  # a reason of the attempt before may be gone
-        self.store.write_shard(pa.Table.from_arrays(arrays, schema=self.schema), rejects, name)
+        self.store.write_shard(shard.table(), shard.rejects, name)
         attempts.end()
-        return rejects, count_notes(notes), cut
+        return shard
+
+    def _compute(
+        self, clips: Sequence[Utterance], sounds: Sequence[Sound], together: bool = False
+    ) -> list[list[np.ndarray] | Exception]:
+        """Return the rows of each clip, or what is wrong with it."""
+        started = time.monotonic()
+        usable = [place for place, sound in enumerate(sounds) if not sound.problem]
+        pairs = [(sounds[place].clip.waveform_T, clips[place].utterance_id) for place in usable]
+        computed = None
+        if together:
+            with suppress(Exception):  # which clip is to blame is found one by one
+                computed = self.kernel.rows_of_clips(pairs, self.config.augment, self.config.seed)
+        if computed is None:
+            computed = [self._compute_one(*pair) for pair in pairs]
+        answers = dict(zip(usable, computed, strict=True))
+        self.busy_s += time.monotonic() - started
+        return [answers.get(place, []) for place in range(len(clips))]
+
+    def _compute_one(self, waveform_T: np.ndarray, utterance_id: str) -> list[np.ndarray] | Exception:
+        try:
+            return self.kernel.rows(waveform_T, utterance_id, self.config.augment, self.config.seed)
+        except Exception as error:  # whatever is wrong with a clip, it costs that clip only
+            return error
+
+
+class _Shard:
+    """What becomes of the clips of a task: rows, rejects, notes, and how many were cut at the window's end."""
+
+    def __init__(self, config: FeaturizeConfig) -> None:
+        self.config = config
+        self.columns: dict[str, list[Any]] = {name: [] for name in METADATA}
+        self.kept = Kept()
+        self.rejects: list[Reject] = []
+        self.notes: list[str] = []
+        self.cut = 0
+
+    def add(self, utterance: Utterance, sound: Sound, rows: Sequence[np.ndarray] | Exception) -> None:
+        """Add a clip: its rows, one per augmentation, or what is wrong with it."""
+        problem = sound.problem or (_reason(rows) if isinstance(rows, Exception) else "")
+        if problem:
+            self.rejects.append(Reject(utterance.path, utterance.corpus, utterance.utterance_id, problem))
+            return
+        clip, features = sound.clip, self.config.features
+        self.notes += clip.notes
+        self.cut += features.duration_s is not None and clip.duration_s > features.offset_s + features.duration_s
+        facts = {"sha256": sound.sha256, "duration_s": clip.duration_s, "sample_rate": clip.sample_rate}
+        for augmentation, values in zip(self.config.augment, rows, strict=True):
+            row = facts | {"augmentation": augmentation}
+            for name, column in self.columns.items():
+                column.append(row[name] if name in row else getattr(utterance, name))
+            self.kept.add(values)
+
+    def table(self) -> pa.Table:
+        """Return the rows."""
+        features = encode_features(self.kept.arrays(), self.config.features.arrow_type())
+        schema = row_schema(features.type)
+        arrays = [*(pa.array(self.columns[name], schema.field(name).type) for name in METADATA), features]
+        return pa.Table.from_arrays(arrays, schema=schema)
 
 
 class Kept:
@@ -168,6 +234,44 @@ def write_in_task(tasks: pa.Table, arguments: tuple[Store, FeaturizeConfig, str]
     if arguments not in _WRITERS:  # a worker process runs many tasks
         _WRITERS[arguments] = ShardWriter(*arguments)
     return _WRITERS[arguments](tasks)
+
+
+def read_in_task(tasks: pa.Table, arguments: tuple[Store, FeaturizeConfig]) -> pa.Table:
+    """Read and decode the clips of some tasks, for `ShardWriter` on a GPU.
+
+    Args:
+        tasks: In the column `clips` the clips of each.
+        arguments: The store and what it is made by.
+
+    Returns:
+        The tasks with columns `sounds` (`pack_sounds`), and `problem`, which stops the task, or is empty.
+    """
+    store, config = arguments
+    packed, problems = [], []
+    for records in tasks["clips"]:
+        clips = from_table(pa.Table.from_struct_array(records.values))
+        sounds, problem = [], ""
+        try:
+            attempts = Attempts(store.attempts_path(clips))
+            for utterance in clips:
+                taken = attempts.take(utterance.utterance_id)
+                sounds.append(try_clip(utterance, config.features) if taken else Sound(problem=CRASHED))
+            attempts.end()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = unusable(store, error)
+        packed.append(pack_sounds(sounds))
+        problems.append(problem)
+    return tasks.append_column("sounds", pa.chunked_array(packed)).append_column("problem", pa.array(problems))
+
+
+def try_clip(utterance: Utterance, features: Features) -> Sound:
+    """Read a clip, or say why it cannot be used."""
+    try:
+        return Sound(*read_clip(utterance, features))
+    except Exception as error:  # whatever is wrong with a clip, it costs that clip only
+        return Sound(problem=_reason(error))
 
 
 def read_clip(utterance: Utterance, features: Features) -> tuple[str, Clip]:

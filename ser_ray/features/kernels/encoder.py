@@ -1,38 +1,29 @@
-"""Pretrained encoders at work: weights from a folder, a waveform in, mean and deviation of every state out.
+"""Pretrained encoders at work: waveforms in, mean and deviation of every state out.
 
-Every clip goes through the encoder alone, so that its rows do not depend on what else is there: some encoders normalize
-over time before any mask could keep padding out.
+Clips are cut to whole frames, and only clips of as many frames go through an encoder together: some encoders normalize
+over time before any mask could keep padding out. So a clip's row does not depend on what else is there.
 
-Shapes: T samples, N frames, W width of a state, S states.
+Shapes: B clips of one length, T samples, N frames, W width of a state, S states, D = 2W.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ser_ray.base.errors import UserError
-from ser_ray.features.encoder import SAMPLE_RATE, Encoder, Pretrained, find_folder, look_into
+from ser_ray.features.encoder import Encoder
+from ser_ray.features.encoder_files import HOP, SAMPLE_RATE, look_into
 from ser_ray.features.kernels import copies
-from ser_ray.features.kernels.whisper import WhisperEncoder
+from ser_ray.features.kernels.pretrained import build_encoder
 from ser_ray.features.recipe import parse_augmentation
 from ser_ray.speech.audio import AudioError
 
-LEAST_SAMPLES = 400  # what one frame of these encoders hears: 25 ms
-CLASSES = {  # of the library transformers, by the family
-    "wav2vec2": "Wav2Vec2Model",
-    "hubert": "HubertModel",
-    "wavlm": "WavLMModel",
-    "data2vec-audio": "Data2VecAudioModel",
-}
-_UNUSED = "masked_spec_embed"  # which stands for what training hides
-_NAMED = 3  # of missing weights in a message
+LEAST_SAMPLES = 400  # 25 ms, which a frame of these encoders hears
+BATCH_S = 240.0  # seconds of sound that go through an encoder together, at most, on a GPU
 
 
 @lru_cache(maxsize=1)
@@ -42,152 +33,144 @@ def load_kernel(config: Encoder) -> EncoderKernel:
 
 
 class EncoderKernel:
-    """Computes `encoder` (`features.spec.Kernel`).
+    """Computes `encoder` (`features.spec.Kernel`), on a GPU in bfloat16.
 
     Args:
         config: What to compute.
 
     Raises:
-        UserError: The folder is not there, holds another encoder, or its weights do not fit.
+        UserError: The encoder is not there, is another one, or its weights do not fit.
     """
 
     def __init__(self, config: Encoder) -> None:
-        folder = find_folder(config.encoder)
-        found = look_into(folder)
-        if found.digest != config.digest:
-            raise UserError(f"{folder} holds another encoder than these features were made by; bring that one there")
-        self.normalizes = found.normalizes
-        build = _build_whisper if found.settings["model_type"] == "whisper" else _build_by_library
-        self.network = build(found, folder).float().eval().requires_grad_(False)
-        self.device = "cpu"
+        here = config.locate()
+        self.found = look_into(here.encoder, here.digests)
+        self.network = build_encoder(self.found, here.encoder)
+        self.device, self.bf16 = "cpu", False
+        self.batch_s = BATCH_S
 
     def to(self, device: str) -> EncoderKernel:
         """Move to `cpu` or `cuda`."""
         self.network.to(device)
-        self.device = device
+        self.device, self.bf16 = device, device != "cpu"
         return self
 
-    @torch.inference_mode()
     def rows(
         self, waveform_T: np.ndarray, utterance_id: str, augmentations: Sequence[str], seed: int
     ) -> list[np.ndarray]:
-        """Compute the rows of one clip, one per augmentation, each `[S, 2W]` float32.
+        """Compute the rows of one clip, one per augmentation, each `[S, D]` float32.
+
+        They are rounded to half precision where all values are within its range, as stores hold them.
 
         Raises:
-            AudioError: The clip is too short or too long for the encoder.
+            AudioError: The clip is too short or too long for the encoder, or its answer is no number.
         """
-        clip_1T = torch.from_numpy(waveform_T)[None]
-        rows = []
-        for name in augmentations:
-            waveform_1T = clip_1T
-            if steps := parse_augmentation(name):
-                waveform_1T = copies.augment(clip_1T, steps, copies.make_generator(seed, utterance_id, name))
-            rows.append(self._hear(waveform_1T.to(self.device)).cpu().numpy())
+        (rows,) = self.rows_of_clips([(waveform_T, utterance_id)], augmentations, seed)
+        if isinstance(rows, Exception):
+            raise rows
         return rows
 
-    def _hear(self, waveform_1T: Tensor) -> Tensor:
-        count, most = waveform_1T.shape[1], getattr(self.network, "most_samples", None)
-        if count < LEAST_SAMPLES:
+    @torch.inference_mode()
+    def rows_of_clips(
+        self, clips: Sequence[tuple[np.ndarray, str]], augmentations: Sequence[str], seed: int
+    ) -> list[list[np.ndarray] | Exception]:
+        """Compute the rows of several clips as `rows` does, those of as many frames together.
+
+        Args:
+            clips: Waveform and utterance_id of each.
+            augmentations: Rows of each clip.
+            seed: Of the run.
+
+        Returns:
+            The rows of each clip, or what is wrong with it.
+        """
+        answers: list[list[np.ndarray] | Exception] = [[] for _ in clips]
+        waveforms: list[tuple[int, Tensor]] = []  # in the order of clips and augmentations
+        for place, (waveform_T, utterance_id) in enumerate(clips):
+            try:
+                changed = list(_change(torch.from_numpy(waveform_T), utterance_id, augmentations, seed))
+                waveforms += [(place, clip_T[: self._whole_frames(len(clip_T))]) for clip_T in changed]
+            except AudioError as error:
+                answers[place] = error
+        rows = self._hear([waveform_T for _, waveform_T in waveforms])
+        for (place, _), row_SD in zip(waveforms, rows, strict=True):
+            answer = answers[place]
+            if isinstance(answer, list):
+                try:
+                    answer.append(round_to_half(row_SD))
+                except AudioError as error:
+                    answers[place] = error
+        return answers
+
+    def _whole_frames(self, count: int) -> int:
+        """Return how many of some samples fill whole frames: the rest, less than 20 ms, is not heard.
+
+        Raises:
+            AudioError: They are too few or too many for the encoder.
+        """
+        first, longest_s = self.found.first_samples, self.found.longest_s
+        if count < max(LEAST_SAMPLES, first):
             raise AudioError(
-                f"too short for the encoder: {count / SAMPLE_RATE:.3f} s, and one frame of it takes 0.025 s"
+                f"too short for the encoder: {count / SAMPLE_RATE:.3f} s, and one frame of it takes "
+                f"{max(LEAST_SAMPLES, first) / SAMPLE_RATE:g} s"
             )
-        if most is not None and count > most:
-            raise AudioError(
-                f"too long for the encoder: {count / SAMPLE_RATE:.1f} s, and it takes {most / SAMPLE_RATE:g} s"
-            )
-        if self.normalizes:
-            variance, mean = torch.var_mean(waveform_1T, correction=0)
-            waveform_1T = (waveform_1T - mean) / (variance + 1e-7).sqrt()
-        states = [
-            torch.cat([state_NW.mean(0), state_NW.std(0, correction=0)]) for state_NW in self.network(waveform_1T)
-        ]
-        pooled_SD = torch.stack(states)
-        if not pooled_SD.isfinite().all():
-            raise AudioError("the encoder's answer is no number")
-        return pooled_SD.contiguous()
+        if longest_s is not None and count > longest_s * SAMPLE_RATE:
+            raise AudioError(f"too long for the encoder: {count / SAMPLE_RATE:.1f} s, and it takes {longest_s:g} s")
+        return first + (count - first) // HOP * HOP
+
+    def _hear(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Return the row `[S, D]` of each waveform."""
+        alike: dict[int, list[int]] = {}
+        for place, waveform_T in enumerate(waveforms):
+            alike.setdefault(len(waveform_T), []).append(place)
+        rows: list[Tensor] = [torch.empty(0)] * len(waveforms)
+        for places in alike.values():
+            batch_BT = torch.stack([waveforms[place] for place in places])
+            for place, row_SD in zip(places, self._hear_alike(batch_BT), strict=True):
+                rows[place] = row_SD
+        return rows
+
+    def _hear_alike(self, waveform_BT: Tensor) -> Tensor:
+        """Return the rows `[B, S, D]` of waveforms, in batches that memory allows."""
+        most = max(1, int(self.batch_s * SAMPLE_RATE / waveform_BT.shape[1]))
+        if len(waveform_BT) > most:
+            return torch.cat([self._hear_alike(part_BT) for part_BT in waveform_BT.split(most)])
+        try:
+            return self.pool(waveform_BT.to(self.device)).cpu()
+        except torch.OutOfMemoryError:
+            if len(waveform_BT) == 1:
+                raise
+        torch.cuda.empty_cache()  # here, where the failed batch's own memory is free
+        self.batch_s = len(waveform_BT) * waveform_BT.shape[1] / SAMPLE_RATE / 2
+        return self._hear_alike(waveform_BT)
+
+    def pool(self, waveform_BT: Tensor) -> Tensor:
+        """Return `[B, S, D]`: mean and standard deviation over frames of each state of clips of one length."""
+        if self.found.epsilon is not None:
+            variance_B1, mean_B1 = torch.var_mean(waveform_BT, 1, correction=0, keepdim=True)
+            waveform_BT = (waveform_BT - mean_B1) / (variance_B1 + self.found.epsilon).sqrt()
+        with torch.autocast(waveform_BT.device.type, torch.bfloat16, enabled=self.bf16):
+            states = [state_BNW.float() for state_BNW in self.network(waveform_BT)]
+        return torch.stack([torch.cat([s_BNW.mean(1), s_BNW.std(1, correction=0)], 1) for s_BNW in states], 1)
 
 
-class _ByLibrary(nn.Module):
-    """An encoder of the library, which returns its states as `WhisperEncoder` does."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, waveform_1T: Tensor) -> list[Tensor]:
-        return [state_1NW[0] for state_1NW in self.network(waveform_1T, output_hidden_states=True).hidden_states]
-
-
-def _build_whisper(found: Pretrained, folder: str) -> nn.Module:
-    if found.settings.get("activation_function", "gelu") != "gelu":
-        raise UserError(f"--encoder {folder}: activation {found.settings['activation_function']} is not Whisper's gelu")
-    try:
-        network = WhisperEncoder(found.settings)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"--encoder {folder}: config.json does not describe a Whisper ({error})") from None
-    own = network.state_dict()
-
-    def inner(name: str) -> str:  # within the encoder, which may stand alone, or in one of two larger models
-        return name.removeprefix("model.").removeprefix("encoder.")
-
-    weights = {inner(name): tensor for name, tensor in _read_weights(found, folder, lambda n: inner(n) in own).items()}
-    _refuse_unfit(folder, [name for name in own if name not in weights or weights[name].shape != own[name].shape])
-    network.load_state_dict(weights)
-    return network
+def _change(clip_T: Tensor, utterance_id: str, augmentations: Sequence[str], seed: int) -> Iterator[Tensor]:
+    """Yield the waveform of each augmentation."""
+    for name in augmentations:
+        steps = parse_augmentation(name)
+        if steps:
+            yield copies.augment(clip_T[None], steps, copies.make_generator(seed, utterance_id, name))[0]
+        else:
+            yield clip_T
 
 
-def _build_by_library(found: Pretrained, folder: str) -> nn.Module:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    kind = getattr(transformers, CLASSES[found.settings["model_type"]])
-    weights = _read_weights(found, folder)
-    try:
-        network, told = kind.from_pretrained(
-            None,
-            config=kind.config_class.from_dict(found.settings),
-            state_dict=weights,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are named, and refused below
-            dtype=torch.float32,
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"--encoder {folder}: {str(error).splitlines()[0]}") from None
-    unfit = {str(name) for name in told["missing_keys"] if not str(name).endswith(_UNUSED)}
-    _refuse_unfit(folder, sorted(unfit | {str(entry[0]) for entry in told["mismatched_keys"]}))
-    return _ByLibrary(network)
-
-
-def _refuse_unfit(folder: str, names: Sequence[str]) -> None:
-    if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        raise UserError(
-            f"--encoder {folder}: the weights lack {', '.join(names[:_NAMED])}{more}, or have another shape than "
-            "config.json says; bring both of the same model"
-        )
-
-
-def _read_weights(
-    found: Pretrained, folder: str, wanted: Callable[[str], bool] = lambda name: True
-) -> dict[str, Tensor]:
-    """Read weights, those alone that are wanted where the file allows; nothing in it is executed.
+def round_to_half(row_SD: Tensor) -> np.ndarray:
+    """Return a row in the numbers that a store holds of it: of half precision where all are within its range.
 
     Raises:
-        UserError: A file cannot be read.
+        AudioError: They are not finite.
     """
-    weights: dict[str, Any] = {}
-    for path in found.weights:
-        try:
-            if path.endswith(".safetensors"):
-                with safetensors.safe_open(path, "pt") as file:
-                    weights |= {name: file.get_tensor(name).float() for name in file.keys() if wanted(name)}  # noqa: SIM118
-            else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-                weights |= {name: t.float() for name, t in loaded.items() if isinstance(t, Tensor) and wanted(name)}
-        except Exception as error:  # whatever a damaged file, or one that holds more than weights, makes of its reader
-            raise UserError(
-                f"--encoder {folder}: {path} is damaged, or holds more than weights ({type(error).__name__}); "
-                "bring it there again"
-            ) from None
-    return weights
+    if not row_SD.isfinite().all():
+        raise AudioError("the encoder's answer is no number")
+    half_SD = row_SD.half().float()
+    return (half_SD if half_SD.isfinite().all() else row_SD).numpy()

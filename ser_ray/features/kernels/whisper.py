@@ -4,7 +4,7 @@ As published the encoder hears 30 s, of which a short clip fills a part; here it
 clip costs what it is long, and what it yields depends on nothing else (Radford et al., Robust speech recognition via
 large-scale weak supervision, 2022).
 
-Shapes: T samples, M mel bands, F frequency bins, N frames, W width, H heads.
+Shapes: B clips of one length, T samples, M mel bands, F frequency bins, N frames, W width, H heads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_ray.features.banks import mel_bank
-from ser_ray.features.encoder import SAMPLE_RATE
+from ser_ray.features.encoder_files import SAMPLE_RATE
 
 N_FFT, HOP_LENGTH = 400, 160  # samples
 _FLOOR = 8.0  # below the clip's maximum, in powers of ten
@@ -44,32 +44,28 @@ class WhisperEncoder(nn.Module):
         self.register_buffer("mel_FM", torch.tensor(bank), persistent=False)
         self.register_buffer("window_K", torch.hann_window(N_FFT), persistent=False)
 
-    @property
-    def most_samples(self) -> int:
-        """The longest waveform that it takes."""
-        return self.embed_positions.num_embeddings * 2 * HOP_LENGTH
-
-    def forward(self, waveform_1T: Tensor) -> list[Tensor]:
-        """Return what each layer yields, and the last one once more after the final normalization, each `[N, W]`.
+    def forward(self, waveform_BT: Tensor) -> list[Tensor]:
+        """Return what each layer yields, and the last one once more after the final normalization, each `[B, N, W]`.
 
         Args:
-            waveform_1T: One clip at 16 kHz, 400 samples at least and `most_samples` at most.
+            waveform_BT: Clips at 16 kHz, 320 samples at least, and at most as many as it has positions for.
         """
-        x_1WN = functional.gelu(self.conv1(self.log_mel(waveform_1T)))
-        x_1NW = functional.gelu(self.conv2(x_1WN)).mT
-        x_1NW = x_1NW + self.embed_positions.weight[: x_1NW.shape[1]]
+        x_BWN = functional.gelu(self.conv1(self.log_mel(waveform_BT)))
+        x_BNW = functional.gelu(self.conv2(x_BWN)).mT
+        x_BNW = x_BNW + self.embed_positions.weight[: x_BNW.shape[1]]
         states = []
         for layer in self.layers:
-            x_1NW = layer(x_1NW)
-            states.append(x_1NW[0])
-        return [*states, self.layer_norm(x_1NW)[0]]
+            x_BNW = layer(x_BNW)
+            states.append(x_BNW)
+        return [*states, self.layer_norm(x_BNW)]
 
-    def log_mel(self, waveform_1T: Tensor) -> Tensor:
-        """Return log-mel frames `[1, M, frames]` as Whisper takes them, 10 ms apart."""
-        spectrum_1FN = torch.stft(waveform_1T, N_FFT, HOP_LENGTH, window=self.window_K, return_complex=True)
-        mel_1MN = self.mel_FM.T @ spectrum_1FN[..., :-1].abs().square()
-        log_1MN = mel_1MN.clamp(min=_MIN_POWER).log10()
-        return (log_1MN.maximum(log_1MN.amax() - _FLOOR) + 4) / 4
+    def log_mel(self, waveform_BT: Tensor) -> Tensor:
+        """Return log-mel frames `[B, M, frames]` as Whisper takes them, 10 ms apart."""
+        spectrum_BFN = torch.stft(waveform_BT, N_FFT, HOP_LENGTH, window=self.window_K, return_complex=True)
+        with torch.autocast(waveform_BT.device.type, enabled=False):  # bands far below the loudest count
+            mel_BMN = self.mel_FM.T @ spectrum_BFN[..., :-1].abs().square()
+        log_BMN = mel_BMN.clamp(min=_MIN_POWER).log10()
+        return (log_BMN.maximum(log_BMN.amax((1, 2), keepdim=True) - _FLOOR) + 4) / 4
 
 
 class _Layer(nn.Module):
@@ -82,9 +78,9 @@ class _Layer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x_1NW: Tensor) -> Tensor:
-        x_1NW = x_1NW + self.self_attn(self.self_attn_layer_norm(x_1NW))
-        return x_1NW + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x_1NW))))
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        x_BNW = x_BNW + self.self_attn(self.self_attn_layer_norm(x_BNW))
+        return x_BNW + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x_BNW))))
 
 
 class _Attention(nn.Module):
@@ -96,10 +92,10 @@ class _Attention(nn.Module):
         self.q_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(3))
         self.k_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_1NW: Tensor) -> Tensor:
-        q_1HNW, k_1HNW, v_1HNW = (
-            project(x_1NW).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        q_BHNW, k_BHNW, v_BHNW = (
+            project(x_BNW).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        heard_1HNW = functional.scaled_dot_product_attention(q_1HNW, k_1HNW, v_1HNW)
-        return self.out_proj(heard_1HNW.transpose(1, 2).flatten(2))
+        heard_BHNW = functional.scaled_dot_product_attention(q_BHNW, k_BHNW, v_BHNW)
+        return self.out_proj(heard_BHNW.transpose(1, 2).flatten(2))

@@ -198,8 +198,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _warnings(*runs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what stands above the scores: whether any run is leaky, and the notes of all, each once."""
-    leaky = any(metrics.get("protocol") == "notebook" for metrics in runs)
-    return {"leaky": LEAKY if leaky else "", "notes": list(dict.fromkeys(n for m in runs for n in m.get("notes", ())))}
+    leaky = [LEAKY for metrics in runs if metrics.get("protocol") == "notebook"]
+    leaky += [f"LEAKY: {m['leaks']['encoder']}" for m in runs if "encoder" in m.get("leaks", {})]
+    return {
+        "leaky": leaky[0] if leaky else "",
+        "notes": list(dict.fromkeys(n for m in runs for n in m.get("notes", ()))),
+    }
 
 
 def _leak_rows(leaks: Mapping[str, Any]) -> list[dict]:
