@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from local_cluster import ROOT, LocalCluster
+from local_cluster import PATIENCE_S, ROOT, LocalCluster
 
 from ser_ray.store.shards import METADATA
 from ser_ray.store.store import Store
@@ -93,7 +93,7 @@ def test_a_wrong_token_is_refused(cluster):
 @pytest.mark.parametrize("given", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}])
 def test_a_job_with_a_wrong_token_or_none_says_so_in_one_line(cluster, tmp_path, given):
     job = cluster.start(JOBS / "train.py", "--output", tmp_path / "run", **given)
-    said, _ = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 2 and said.count("\n") == 1, said
     assert f"the Ray cluster at RAY_ADDRESS={cluster.address} wants its token" in said and "RAY_AUTH_MODE=token" in said
 
@@ -103,7 +103,7 @@ def test_a_job_on_a_laptop_that_is_no_node_of_the_cluster_is_told_how_to_submit_
         "from ser_ray.base import cluster; from ser_ray.base.settings import run_job; "
         "cluster.services.find_node_ids = set; run_job(lambda _: cluster.connect())"
     )
-    said, _ = (job := cluster.start("-c", code)).communicate(timeout=60)
+    said, _ = (job := cluster.start("-c", code)).communicate(timeout=PATIENCE_S)
     assert job.returncode == 2 and said.count("\n") == 1, said
     assert "this machine is no node of the Ray cluster" in said and "`ray job submit`" in said
 
@@ -122,7 +122,7 @@ def test_more_cpus_than_any_node_brings_are_refused_in_time(cluster, store, tmp_
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     job = cluster.start("-c", code, JOBS / "train.py", *wish)
-    said, _ = job.communicate(timeout=90)
+    said, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 2 and "Traceback" not in said
     assert "9 CPUs are needed and this cluster has 3: asking its autoscaler for more" in said
     assert "use fewer --num-workers" in said.splitlines()[-1]
@@ -135,7 +135,7 @@ def test_nodes_that_an_autoscaler_brings_are_waited_for(made_store, tmp_path):
             "connect(); print(plan_workers('2', 'cuda'))"
         )
         job = cluster.start("-c", code)
-        said, _ = job.communicate(timeout=120)
+        said, _ = job.communicate(timeout=PATIENCE_S)
         assert job.returncode == 0, said
         assert "2 GPUs are needed and this cluster has 0: asking its autoscaler for more" in said
         assert "Workers(count=2, gpu=True, resources={'CPU': 1" in said
