@@ -7,10 +7,35 @@ import sys
 from pathlib import Path
 
 import pytest
+from local_cluster import free_ports
+
+# The two processes of pytest share the machine; read before torch, and by the Ray that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ser_ray.base.settings import run_job
 from ser_ray.speech import made as synthetic
 from ser_ray.speech.corpora import discover
+
+# Files that take longest, in this order, so that both processes of pytest end together.
+LONGEST = [
+    "training",
+    "cluster",
+    "tuning",
+    "featurize",
+    "readme",
+    "own_kinds",
+    "experiment",
+    "resume",
+    "predict",
+    "jobs",
+]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Begin with the longest files, but where the order is to be random."""
+    if not config.pluginmanager.hasplugin("randomly"):
+        ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -23,17 +48,37 @@ def real() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray(tmp_path_factory):
+def bucket_settings() -> dict[str, str]:
+    """Where workers of the tests' Ray look for buckets, and by which secret: `test_object_storage.py` answers there."""
+    (port,) = free_ports(1)
+    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    return endpoint | {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "hush-5e0f9a"}
+
+
+@pytest.fixture(scope="session")
+def local_ray(bucket_settings):
     """A Ray of the tests' own; four CPUs by name, whatever the machine has."""
     import ray
 
     from ser_ray.base import cluster
 
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with pytest.MonkeyPatch.context() as patch:  # workers have the environment in which Ray was started
+        for name, value in bucket_settings.items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     cluster.connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def train_here():
+    """Train in this process; `training_here.py` says why."""
+    from training_here import training_here
+
+    with training_here():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -641,7 +641,7 @@ def test_encoders_that_have_heard_the_corpora_are_known(tmp_path, settings, card
     assert read_features(json.loads(json.dumps(write_features(encoder)))).heard == heard
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_scores_on_what_the_encoder_has_heard_are_labelled_leaky(made, tmp_path, capfd):
     folder = write_whisper(tmp_path / "whisper", _name_or_path="amiriparian/ExHuBERT")
     store = featurize(ser_ray.discover(made), FeaturizeConfig(Encoder(folder)), str(tmp_path / "store"))
@@ -653,7 +653,7 @@ def test_scores_on_what_the_encoder_has_heard_are_labelled_leaky(made, tmp_path,
     assert "LEAKY: The encoder amiriparian/ExHuBERT" in (tmp_path / "run" / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_the_flags_of_an_encoder_and_what_they_refuse(whisper, made, job, tmp_path):
     code, _, err = job("featurize", "--data", *made, "--features", "encoder")
     assert code == 2 and err.startswith("--encoder is missing: name a speech encoder (Whisper, "), err

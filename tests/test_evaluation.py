@@ -20,7 +20,7 @@ from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.store.rows import open_rows
-from ser_ray.training.settings import Compute, TrainConfig
+from ser_ray.training.settings import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -101,6 +101,7 @@ def write_lab(folder, people, level):
     return folder / "metadata.csv"
 
 
+@pytest.mark.usefixtures("train_here")
 def test_whoever_was_trained_on_is_not_told_by_a_tables_name(job, tmp_path):
     lab_a = write_lab(tmp_path / "a", ("ann", "bob", "cyd", "dan", "eve", "fay"), 0.1)
     lab_b = write_lab(tmp_path / "b", ("ann", "gus"), 0.2)
@@ -127,19 +128,21 @@ def test_whoever_was_trained_on_is_not_told_by_a_tables_name(job, tmp_path):
     assert "on 12 clips" in out and "left out" not in out
 
 
+@pytest.mark.usefixtures("train_here")
 def test_a_start_that_heard_tested_clips_under_other_names_is_refused(made_store, tmp_path):
     train = TrainConfig(epochs=1)
     wish = Experiment(network=Cnn1dSpec(), train=train)
     first = RunFolder(str(tmp_path / "first"))
-    run(made_store, wish, first, Compute(num_workers="1"))
+    run(made_store, wish, first)
     model = load_model(first.root)
     rows = open_rows(made_store)
     save_model(dataclasses.replace(model, trained_on=(), trained_clips=rows.digests()), f"{first.root}/model")
     wish = dataclasses.replace(wish, start_from=first.root)
     with pytest.raises(UserError, match="of the clips that are tested or validate here, under other names"):
-        run(made_store, wish, RunFolder(str(tmp_path / "second")), Compute(num_workers="1"))
+        run(made_store, wish, RunFolder(str(tmp_path / "second")))
 
 
+@pytest.mark.usefixtures("train_here")
 def test_a_model_whose_encoder_is_gone_is_evaluated_on_a_store_that_is_there(job, made, tmp_path):
     whisper = write_whisper(tmp_path / "whisper")
     wish = ("--data", *made, "--corpus", "savee", "--labels", "neutral", "happy", "sad", "--epochs", "1")

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training_here import training_here
 
 from ser_ray.base.errors import UserError
 from ser_ray.experiment.evaluate import evaluate
@@ -86,41 +87,67 @@ def test_the_model_gives_the_same_probabilities(finished, made_store):
     )
 
 
-def test_members_after_the_first_learn_from_its_validation_speakers_and_all_answer_together(made_store, tmp_path):
+@pytest.fixture(scope="module")
+def three(made_store, tmp_path_factory):
+    """What was asked of three members, where they were trained, their scores, and their model."""
     wish = todo(members=3, epochs=2, monitor="validation_uar", schedule="one-cycle")
-    root = str(tmp_path / "run")
-    scores = train(made_store, wish, root)
+    root = tmp_path_factory.mktemp("members") / "run"
+    with training_here():
+        scores = train(made_store, wish, root)
+    return wish, root, scores, load_model(str(root))
+
+
+def test_only_the_first_member_is_validated(three):
+    _, root, scores, _ = three
     assert scores["best_epoch"] in (1, 2) and "3 networks" in scores["description"]
-    with open(tmp_path / "run" / "history.csv") as stream:
+    with open(root / "history.csv") as stream:
         history = [(row["member"], row["epoch"], bool(row["validation_uar"])) for row in csv.DictReader(stream)]
     assert history == [(str(k), str(epoch), k == 0) for k in range(3) for epoch in (1, 2)]
-    model = load_model(root)
-    rows = choose_rows(open_rows(made_store), wish)
-    parts = split(rows, model.labels, SplitConfig())
-    table = model.predict_rows(parts.test)
-    before = pq.read_table(tmp_path / "run" / "predictions.parquet")
+
+
+def test_all_members_answer_together(three, made_store):
+    wish, root, _, model = three
+    parts = split(choose_rows(open_rows(made_store), wish), model.labels, SplitConfig())
+    table, before = model.predict_rows(parts.test), pq.read_table(root / "predictions.parquet")
     np.testing.assert_allclose(
         np.stack(table["probabilities"].to_pylist()), np.stack(before["probabilities"].to_pylist()), 1e-6
     )
-    # What each was trained on shows in the statistics by which it standardizes.
+    first, second, third = (member.classify.weight for member in model.members)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_members_after_the_first_learn_from_its_validation_speakers(three, made_store):
+    """What each was trained on shows in the statistics by which it standardizes."""
+    wish, _, _, model = three
+    rows = choose_rows(open_rows(made_store), wish)
+    parts = split(rows, model.labels, SplitConfig())
     examples = Examples.from_rows(rows, model.labels)
     both = parts.train.union(parts.validation)
     for member, trained in zip(model.members, (parts.train, both, both), strict=True):
         mean_F, _ = examples.statistics(torch.from_numpy(rows.find(trained)))
         torch.testing.assert_close(member.standardize.mean_F.double(), mean_F, rtol=1e-5, atol=1e-5)
-    first, second, third = (member.classify.weight for member in model.members)
-    assert not torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_members_that_make_no_sense_are_refused():
     with pytest.raises(UserError, match="--members must be 1 or more, got 0"):
         todo(members=0)
     with pytest.raises(UserError, match="--members 2: only the first is validated, so it takes --schedule one-cycle"):
         todo(members=2)
 
 
-def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, tmp_path):
-    first, third = (str(tmp_path / name) for name in ("first", "third"))
-    names = made_store.info()["counts"]
-    one, other = sorted(names)[:2]
-    train(made_store, todo(corpus=(one,), labels=("happy", "sad"), epochs=2), first)
+@pytest.fixture(scope="module")
+def heard(made_store, tmp_path_factory):
+    """A run on one corpus, which it is, and another corpus."""
+    root = str(tmp_path_factory.mktemp("heard") / "first")
+    one, other = sorted(made_store.info()["counts"])[:2]
+    with training_here():
+        train(made_store, todo(corpus=(one,), labels=("happy", "sad"), epochs=2), root)
+    return root, one, other
+
+
+@pytest.mark.usefixtures("train_here")
+def test_training_starts_from_a_run_that_heard_none_of_the_speakers(heard, made_store, tmp_path):
+    first, _, other = heard
     wish = todo(corpus=(other,), start_from=first, learning_rate=1e-9)  # stays where it starts
     scores = train(made_store, wish, tmp_path / "second")
     assert f"starts from {first}" in scores["description"]
@@ -132,15 +159,21 @@ def test_training_starts_from_a_run_that_heard_none_of_the_speakers(made_store, 
         else:
             torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-6)
     assert set(before.trained_on) < set(after.trained_on)
+
+
+def test_a_start_that_cannot_be_is_refused(heard, made_store, tmp_path):
+    first, one, other = heard
+    root = tmp_path / "run"
     with pytest.raises(UserError, match=r"was trained on .* of the speakers that are tested or validate here, such as"):
-        train(made_store, todo(corpus=(one,), start_from=first), third)
+        train(made_store, todo(corpus=(one,), start_from=first), root)
     with pytest.raises(UserError, match="holds no trained model"):
-        train(made_store, todo(start_from=str(tmp_path / "none")), third)
+        train(made_store, todo(start_from=str(tmp_path / "none")), root)
+    shutil.copytree(first, tmp_path / "first")
     config = tmp_path / "first" / "model" / "config.json"
     config.write_text(config.read_text().replace('"offset_s": 0.6', '"offset_s": 0.5'))
     with pytest.raises(UserError, match=r"is another kind of network .offset_s: 0.5, wanted 0.6"):
-        train(made_store, todo(corpus=(other,), start_from=first), third)
-    assert not Path(third).exists()
+        train(made_store, todo(corpus=(other,), start_from=str(tmp_path / "first")), root)
+    assert not root.exists()
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])  # 3 do not divide the clips
@@ -163,6 +196,7 @@ def test_a_finished_run_is_not_overwritten_and_an_unfinished_one_not_mixed(finis
         train(made_store, todo(epochs=3), tmp_path)
 
 
+@pytest.mark.usefixtures("train_here")
 def test_labels_and_corpora_are_chosen(made_store, tmp_path):
     wish = todo(corpus=("crema_d", "ravdess"), labels=("six", "calm=neutral"))
     scores = train(made_store, wish, tmp_path / "run")
@@ -172,6 +206,7 @@ def test_labels_and_corpora_are_chosen(made_store, tmp_path):
         train(made_store, todo(corpus=("emodb",)), tmp_path / "other")
 
 
+@pytest.mark.usefixtures("train_here")
 def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tmp_path, capsys):
     wish = todo(corpus=("tess", "savee"), labels=("happy", "sad", "angry"))
     wish = dataclasses.replace(wish, network=LogMelResNetSpec(width=4), speaker_norm=True)

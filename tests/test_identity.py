@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+from training_here import training_here
 
 import ser_ray
 from ser_ray.experiment.experiment import Experiment
@@ -17,11 +18,11 @@ from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.store import pipeline, rows, shards
 from ser_ray.store.store import Store
-from ser_ray.training.settings import Compute, TrainConfig
+from ser_ray.training.settings import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "train_here")
 COLUMNS = "path,emotion,speaker_id,gender,intensity,sentence_id,channel,remark"
-WISH = ("--model", "cnn1d", "--epochs", "1", "--num-workers", "1", "--corpus", "lab")
+WISH = ("--model", "cnn1d", "--epochs", "1", "--corpus", "lab")
 CORRECTED = {  # what stands in another row of the table, by column, and whether a run then is another one
     "emotion": ("sad", True),
     "speaker_id": ("fay", True),
@@ -57,7 +58,8 @@ def template(local_ray, tmp_path_factory):
     table = str(write_table(folder / "lab", cells))
     store = ser_ray.featurize(ser_ray.discover([table]), FeaturizeConfig(Summary()), str(folder / "store"))
     experiment = Experiment(corpus=("lab",), network=Cnn1dSpec(), train=TrainConfig(epochs=1))
-    ser_ray.run(store, experiment, RunFolder(str(folder / "run")), Compute(num_workers="1"))
+    with training_here():
+        ser_ray.run(store, experiment, RunFolder(str(folder / "run")))
     for name in ("metrics.json", "model/config.json"):
         (folder / "run" / name).unlink()
     return folder, cells

@@ -25,7 +25,7 @@ def blocks(language, page=README):
     return [text for name, _, text in fenced if name == language]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_every_job_in_the_readme_runs_and_the_query_answers(job, made):
     lines = [line.partition("  #")[0].split() for block in blocks("bash") for line in block.splitlines()]
     commands = [words for words in lines if words[:1] == ["ser-ray"] and len(words) > 2]

@@ -30,7 +30,7 @@ input()
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lonely():
     """A job's own Ray on this machine: its process, and its address."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

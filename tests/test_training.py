@@ -1,7 +1,9 @@
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.base.workers import Workers, plan_workers
 from ser_ray.experiment.protocols import SplitConfig
 from ser_ray.experiment.splits import split
-from ser_ray.features.arrays import shape_of
+from ser_ray.features.arrays import decode_features, shape_of
 from ser_ray.model.examples import Examples
 from ser_ray.model.speakers import Speakers, listen
 from ser_ray.networks.cnn1d import Cnn1dSpec
@@ -49,7 +51,9 @@ def make_task(store, root, fold=0, network=None, **settings):
     return Task(method, parts.train, parts.validation, str(root))
 
 
-def train(store, root, on_epoch=lambda epoch: None, seen=None, in_process=False, compute=None, **settings):
+def train(
+    store, root, on_epoch=lambda epoch: None, seen=None, in_process=False, compute=None, should_stop=None, **settings
+):
     seen, shared = [] if seen is None else seen, None
 
     def note(epoch):
@@ -59,7 +63,8 @@ def train(store, root, on_epoch=lambda epoch: None, seen=None, in_process=False,
     if in_process:
         shared = worker_rows.share_rows(open_rows(store), LabelSet())
     place = Place(Compute(**{"num_workers": "1", **(compute or {})}), here=HERE if in_process else None)
-    fitted = fit.train(make_task(store, root, **settings), place, note, shared)
+    task = replace(make_task(store, root, **settings), should_stop=should_stop)
+    fitted = fit.train(task, place, note, shared)
     epochs = [epoch["epoch"] for epoch in fitted.history]
     assert list(dict.fromkeys(seen)) == epochs[len(epochs) - len(set(seen)) :]
     return fitted
@@ -69,14 +74,17 @@ def weights(fitted):
     return torch.cat([tensor.flatten() for tensor in fitted.network.state_dict().values()])
 
 
-def test_training_in_this_process_is_the_same_as_by_a_worker_of_ray_train(made_store, tmp_path):
-    here = train(made_store, tmp_path / "here", in_process=True, epochs=2, seed=3)
-    with pytest.raises(UserError, match=r"lower --learning-rate$"):
-        train(made_store, tmp_path / "diverging", in_process=True, epochs=3, learning_rate=1e30)
-    there = train(made_store, tmp_path / "there", epochs=2, seed=3)
-    assert torch.equal(weights(here), weights(there)) and here.best_epoch == there.best_epoch
+@pytest.fixture(scope="module")
+def whole(made_store, tmp_path_factory):
+    """Four epochs that nothing disturbed."""
+    return train(made_store, tmp_path_factory.mktemp("whole"), epochs=4, seed=3)
+
+
+def test_training_in_this_process_is_the_same_as_by_a_worker_of_ray_train(made_store, whole, tmp_path):
+    here = train(made_store, tmp_path / "here", in_process=True, epochs=4, seed=3)
+    assert torch.equal(weights(here), weights(whole)) and here.best_epoch == whole.best_epoch
     for name in ("train_loss", "validation_uar", "learning_rate"):
-        assert [epoch[name] for epoch in here.history] == [epoch[name] for epoch in there.history]
+        assert [epoch[name] for epoch in here.history] == [epoch[name] for epoch in whole.history]
     assert not (tmp_path / "here").exists()
 
 
@@ -86,12 +94,6 @@ def test_what_goes_wrong_in_showing_an_epoch_is_not_lost(made_store, tmp_path):
 
     with pytest.raises(BrokenPipeError):
         train(made_store, tmp_path, fail, epochs=1)
-
-
-@pytest.fixture(scope="module")
-def whole(made_store, tmp_path_factory):
-    """Four epochs that nothing disturbed."""
-    return train(made_store, tmp_path_factory.mktemp("whole"), epochs=4, seed=3)
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
@@ -108,7 +110,14 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, whole, tmp_pa
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
     """It is the second network that it trains; the first, which is done, is not trained again."""
-    killed, seen = [], []
+    ended, killed, seen = tmp_path / "ended", [], []
+
+    def wait_after_the_second():  # in the worker, which would be done before it is killed
+        with ended.open("a") as file:
+            file.write(".")
+        while len(ended.read_text()) == 2:
+            time.sleep(0.05)
+        return False
 
     def kill_after_the_second(epoch):
         seen.append((epoch["task"], epoch["epoch"]))
@@ -121,6 +130,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made
         replace(make_task(made_store, tmp_path / str(k), epochs=epochs, seed=3), names={"task": k})
         for k, epochs in enumerate((1, 4))
     ]
+    tasks[1] = replace(tasks[1], should_stop=wait_after_the_second)
     fitted = list(fit.train_many(tasks, Place(Compute("1")), kill_after_the_second))
     assert killed and [k for k, _ in fitted] == [0, 1] and torch.equal(weights(fitted[1][1]), weights(whole))
     again = [epoch for i, epoch in enumerate(seen) if epoch in seen[:i]]
@@ -128,9 +138,11 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made
     assert again in ([], [(1, 3)]), "at most the epoch it was at is lost"
 
 
-def test_a_diverging_run_stops_and_says_so(made_store, tmp_path):
-    with pytest.raises(UserError, match="NaN, infinite or above 100; lower --learning-rate"):
-        train(made_store, tmp_path, epochs=3, learning_rate=1e30)
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_diverging_run_stops_and_says_so(made_store, tmp_path, in_process):
+    kept = "$" if in_process else r" \(the last good checkpoint is kept\)$"
+    with pytest.raises(UserError, match=f"NaN, infinite or above 100; lower --learning-rate{kept}"):
+        train(made_store, tmp_path, in_process=in_process, epochs=3, learning_rate=1e30)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +164,8 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
 
     def names_of(table):
         """Clips and their features, which tell a clip from its changed copies."""
-        features = (np.array(values, np.float32).tobytes() for values in table["features"].to_pylist())
+        values, offsets = decode_features(table["features"])
+        features = (values[start:end].tobytes() for start, end in pairwise(offsets))
         return list(zip(table["utterance_id"].to_pylist(), features, strict=True))
 
     streamed = dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow")

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import mlflow
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from ser_ray.networks.spec import NETWORKS
 from ser_ray.scores.report import search_page
 from ser_ray.search.space import TuneConfig, flags_of, put_in, read_space, usual_values
 from ser_ray.search.trials import Recorder, ranked, read_trials
+from ser_ray.search.tuning_parts import run_trial
 from ser_ray.training.settings import FrameAugmentConfig, TrainConfig
 
 SPACE = """
@@ -130,21 +132,22 @@ def test_senseless_searches_are_refused(wrong):
 
 
 @pytest.mark.timeout(600)  # on a cluster of few CPUs it must not wait for ever
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     Path("space.yaml").write_text(SPACE.replace("16, 32", "32, 64"))  # the usual settings of cnn1d among them
-    wish = (
-        "--store",
-        made_store.root,
-        "--model",
-        "cnn1d",
-        "--epochs",
-        "3",
-        "--space",
-        "space.yaml",
-        "--max-concurrent",
-        "2",
-    )
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "3", "--space", "space.yaml")
+    wish = (*wish, "--max-concurrent", "2")
+    there = tmp_path / "begun"
+    there.mkdir()
+
+    def try_beside_another(values, common, root, trial=run_trial):
+        """Each of the first two waits for the other: they are at it at the same time."""
+        (there / uuid4().hex).touch()
+        while len(list(there.iterdir())) < 2:
+            time.sleep(0.05)
+        trial(values, common, root)
+
+    monkeypatch.setattr("ser_ray.search.search.run_trial", try_beside_another)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     address = (tmp_path / "mlflow").as_uri()
     code, out, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search", "--mlflow", address)
@@ -177,30 +180,25 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
 
     code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search")
     assert code == 2 and "--resume" in err
-    code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/other", "--resume")
-    assert code == 2 and "no search in" in err
-    code, _, err = job("tune", *wish, "--output", "runs/other", "--mlflow", "http://127.0.0.1:9")
-    assert code == 2 and "--mlflow http://127.0.0.1:9: " in err and not Path("runs/other/run.json").exists()
     code, _, err = job("train", "--store", made_store.root, "--config", "runs/search/best.json", "--epochs", "1")
     assert code == 0, err
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("local_ray")
+def test_a_search_that_cannot_go_on_or_tell_leaves_no_trace(job, made_store):
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1")
+    code, _, err = job("tune", *wish, "--output", "runs/other", "--resume")
+    assert code == 2 and "no search in" in err
+    code, _, err = job("tune", *wish, "--output", "runs/other", "--mlflow", "http://127.0.0.1:9")
+    assert code == 2 and "--mlflow http://127.0.0.1:9: " in err and not Path("runs/other/run.json").exists()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_store, tmp_path):
     Path("space.yaml").write_text("learning_rate: [1.0e+30, 2.0e+30]\n")  # all of them diverge
-    wish = (
-        "--store",
-        made_store.root,
-        "--model",
-        "cnn1d",
-        "--epochs",
-        "1",
-        "--space",
-        "space.yaml",
-        "--search",
-        "random",
-    )
+    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--space", "space.yaml")
+    wish = (*wish, "--search", "random")
     code, out, err = job("tune", *wish, "--num-samples", "1", "--output", "runs/search")
     assert code == 2 and "no trial succeeded" in err and "NaN, infinite or above 100" in err
     (bad,) = Path("runs/search/trials").glob("*.json")
@@ -215,7 +213,7 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
 
 
 @pytest.mark.timeout(420)
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 @pytest.mark.parametrize(("how", "workers", "at_once"), [("random", "2", "1"), ("tpe", "1", "2")])
 def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store, how, workers, at_once):
     wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "6", "--patience", "6")
@@ -230,7 +228,7 @@ def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store,
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made_store):
     killed = []
 
@@ -251,13 +249,19 @@ def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made
     assert "trial 1/2 failed after 0 epochs: " in out and "died" in next(t["error"] for t in trials if t["error"])
 
 
+@pytest.fixture(scope="module")
+def single_core():
+    """A cluster of one CPU."""
+    with LocalCluster(1) as cluster:
+        yield cluster
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)  # it must not wait for ever for a CPU that a trial of its own holds
-def test_a_search_on_a_single_core_comes_to_its_end(made_store, tmp_path):
+def test_a_search_on_a_single_core_comes_to_its_end(single_core, made_store, tmp_path):
     wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
-    with LocalCluster(1) as cluster:
-        job = cluster.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--output", tmp_path / "search")
-        said, _ = job.communicate()
+    job = single_core.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--output", tmp_path / "search")
+    said, _ = job.communicate()
     assert job.returncode == 0, said
     assert "2 trials of up to 1 epochs, 1 at a time" in said and "trial 2/2" in said
     trials = [json.loads(path.read_text()) for path in (tmp_path / "search" / "trials").glob("*.json")]
@@ -267,19 +271,18 @@ def test_a_search_on_a_single_core_comes_to_its_end(made_store, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)
-def test_a_killed_search_goes_on_without_losing_trials(made_store, tmp_path):
+def test_a_killed_search_goes_on_without_losing_trials(single_core, made_store, tmp_path):
     trials = tmp_path / "search" / "trials"
     wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--inner-folds", "2")
     wish = (ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--max-concurrent", "1", "--output", trials.parent)
-    with LocalCluster(2) as cluster:
-        job = cluster.start(*wish)
-        while not list(trials.glob("*.json")):
-            assert job.poll() is None, job.communicate()[0]
-            time.sleep(0.05)
-        kill_tree(job)
-        before = {path.name: path.read_text() for path in trials.glob("*.json")}
-        job = cluster.start(*wish, "--resume")
-        said, _ = job.communicate()
+    job = single_core.start(*wish)
+    while not list(trials.glob("*.json")):
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    kill_tree(job)
+    before = {path.name: path.read_text() for path in trials.glob("*.json")}
+    job = single_core.start(*wish, "--resume")
+    said, _ = job.communicate()
     assert job.returncode == 0, said
     assert f"{len(before)} of 2 trials have ended already" in said
     after = {path.name: path.read_text() for path in trials.glob("*.json")}
