@@ -83,18 +83,16 @@ def test_the_main_job_from_bucket_to_bucket(bucket, bucket_settings, made, job, 
 
 
 @pytest.mark.timeout(300)
-def test_recordings_in_a_bucket_are_answered_into_it_by_a_model_from_it(bucket, tmp_path):
+@pytest.mark.usefixtures("local_ray")
+def test_recordings_in_a_bucket_are_answered_into_it_by_a_model_from_it(bucket, job, tmp_path):
     save_model(a_model(), str(tmp_path / "model"))
     fs.copy_files(str(tmp_path / "model"), "results/runs/first/model", destination_filesystem=bucket)
     for k in range(FEW + 1):  # more than are answered without Ray
         with bucket.open_output_stream(f"corpora/calls/{k % 2}/call {k}.flac") as stream:
             stream.write(encode("FLAC", seconds=1.5 + 0.1 * k))
     wish = ("--run", "s3://results/runs/first", "--input", "s3://corpora/calls", "--output", "s3://results/answers")
-    place = tmp_path / "empty"
-    place.mkdir()
-    command = [sys.executable, JOB.parent / "predict.py", *wish]
-    run = subprocess.run(command, cwd=place, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, ""), run.stderr
+    code, _, err = job("predict", *wish)
+    assert (code, err) == (0, ""), err
     with bucket.open_input_file("results/answers/recordings.parquet") as stream:
         recordings = pq.read_table(io.BytesIO(stream.read()))
     assert recordings["file"].to_pylist() == [
@@ -103,7 +101,7 @@ def test_recordings_in_a_bucket_are_answered_into_it_by_a_model_from_it(bucket, 
     ]
     assert recordings["answered_s"].to_pylist()[0] == pytest.approx(1.5, abs=0.01)
     left = {info.path.split("/")[2] for info in _files(bucket, "results/answers")}
-    assert left == {"asked.json", "windows", "recordings.parquet", "predict.json"} and not list(place.iterdir())
+    assert left == {"asked.json", "windows", "recordings.parquet", "predict.json"}
 
 
 @pytest.mark.parametrize("place", ["s3://nobody", "s3://corpora/nothing"])
