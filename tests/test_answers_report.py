@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from test_predict import a_model, answer, speech, write
-from test_report import Page, browser  # noqa: F401
+from test_report import Page
 
 from ser_ray.base import console as screen
 from ser_ray.base.errors import UserError
