@@ -64,7 +64,7 @@ def test_a_report_shows_each_recording_and_opens_anywhere(pages):
     assert sorted(seconds) == pytest.approx([1, 20, 25], abs=0.15)
 
 
-def test_clicking_a_timeline_seeks_and_tells(browser, pages):  # noqa: F811
+def test_clicking_a_timeline_seeks_and_tells(browser, pages):
     for width in (360, 1280):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
