@@ -5,8 +5,7 @@ r"""Write a trained run as one file that runs without ser_ray.
     ser-ray export --run runs/first runs/second --output model.onnx \
         --input-rate 48000
 
-The file is proved against the model's own answers before the command ends,
-and not left behind where it fails.
+The file is proved against the model's own answers before it is there.
 """
 
 from collections.abc import Sequence
