@@ -196,7 +196,7 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
             "num_cpus": 0,
             "fn_constructor_args": arguments,
         }
-        outcomes = read.map_batches(ShardWriter, **how, **actors)
+        outcomes = read.map_batches(ShardWriter, fn_constructor_args=arguments, **how, **actors)
     else:
         outcomes = tasks.map_batches(partial(write_in_task, arguments=arguments), **how)
     pa.default_memory_pool().release_unused()  # it keeps what plan and blocks took, which a long job never needs again
