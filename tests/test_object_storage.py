@@ -102,6 +102,7 @@ def test_recordings_in_a_bucket_are_answered_into_it_by_a_model_from_it(bucket, 
     assert recordings["answered_s"].to_pylist()[0] == pytest.approx(1.5, abs=0.01)
     left = {info.path.split("/")[2] for info in _files(bucket, "results/answers")}
     assert left == {"asked.json", "windows", "recordings.parquet", "predict.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is left on this machine"
 
 
 @pytest.mark.parametrize("place", ["s3://nobody", "s3://corpora/nothing"])

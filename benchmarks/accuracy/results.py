@@ -207,7 +207,7 @@ def without_places(command: str) -> str:
         if word.startswith("--"):
             skip = word in ("--data", "--store", "--output", "--json")
         if not skip:
-            kept.append(word)
+            kept.append(os.path.basename(word.rstrip("/")))  # of an encoder's folder its name
     return shlex.join(kept)
 
 

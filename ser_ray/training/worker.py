@@ -54,7 +54,7 @@ def train_in_turn(loop: dict[str, Any]) -> None:
     group = Group(context.get_world_rank(), context.get_world_size(), _wrap)
     rows = Held.on(device, Examples.from_arrays(ray.get(loop["examples"])))
     place = ray.util.get_current_placement_group()
-    facts = {"nodes": _count_nodes(context.get_node_rank(), group, device)}
+    facts = {"nodes": _count_nodes(group, device)}
     facts["placement_group"] = place.id.hex() if place else ""
     driver, last = _Driver(loop["board"]), loop["launched"]
     for one in loop["assignments"]:
@@ -105,11 +105,14 @@ def _should_stop(work: Work) -> bool:
     return bool(work.should_stop and work.should_stop())
 
 
-def _count_nodes(node_rank: int, group: Group, device: torch.device) -> int:
-    last = torch.tensor(node_rank, device=device)
-    if group.world > 1:
-        torch.distributed.all_reduce(last, torch.distributed.ReduceOp.MAX)
-    return int(last) + 1
+def _count_nodes(group: Group, device: torch.device) -> int:
+    """Return on how many nodes the workers are; Ray Train's rank of a node goes by address, which nodes may share."""
+    if group.world == 1:
+        return 1
+    own = torch.tensor([int(ray.get_runtime_context().get_node_id()[:15], 16)], device=device)
+    nodes = [torch.empty_like(own) for _ in range(group.world)]
+    torch.distributed.all_gather(nodes, own)
+    return len(torch.cat(nodes).unique())
 
 
 def _streamer(work: Work, device: torch.device) -> Stream:

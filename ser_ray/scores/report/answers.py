@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from ser_ray.scores.report.page import clock, render
 from ser_ray.scores.report.recordings import draw_recording
 from ser_ray.speech.emotions import COLORS
@@ -71,7 +69,7 @@ def answers_page(answers: Answers, embed_audio: bool = False) -> str:
         leaky="",
         notes=content["notes"],
         policy=f"; script-src 'sha256-{_DIGEST}'" if one_by_one else "",
-        script=Markup(_SCRIPT) if one_by_one else "",  # a file of this package: nothing of a recording is in it
+        script=_SCRIPT if one_by_one else "",
         colors=COLORS,
         content=content,
         labels=content["model"]["labels"],

@@ -171,9 +171,12 @@ def _parquet_rows(stream: BinaryIO, path: str, columns: Columns) -> Iterator[dic
     readable = [name if _is_plain(field.type) else "" for name, field in zip(schema.names, schema, strict=True)]
     others = _others(readable, places, columns)
     if packed:
-        for sound, texts in list_packed(file, path, packed, [*names[1:], *others]):
-            own, rest = [sound, *texts[: len(names) - 1]], texts[len(names) - 1 :]
-            yield dict(zip(places, own, strict=True)) | _carry(others, rest)
+        elsewhere = [name for name in readable if name and columns.field(name) == "path"][:1]
+        for sound, texts in list_packed(file, path, packed, [*elsewhere, *names[1:], *others]):
+            if elsewhere and not isinstance(sound, Found):  # nothing is inside, and a column says where it is
+                sound = texts[0] or sound
+            own, rest = texts[len(elsewhere) :][: len(names) - 1], texts[len(elsewhere) + len(names) - 1 :]
+            yield dict(zip(places, [sound, *own], strict=True)) | _carry(others, rest)
         return
     for batch in file.iter_batches(1000, columns=list(dict.fromkeys([*names, *others]))):
         texts = [batch.column(name).cast(pa.string()) for name in names]

@@ -31,7 +31,7 @@ def list_packed(file: parquet.ParquetFile, path: str, column: str, names: Sequen
     files, inner = storage.filesystem(path)
     modified_ns = files.get_file_info(inner).mtime_ns or 0
     labels, row = _class_labels(file.schema_arrow), 0
-    for batch in file.iter_batches(_BATCH, columns=[column, *names]):
+    for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys([column, *names]))):
         sounds = batch.column(column)
         sizes = pc.binary_length(pc.struct_field(sounds, "bytes")).to_pylist()
         inside = sounds.type.get_field_index("path") >= 0
