@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from test_predict import a_model, answer, speech, write
-from test_report import Page, browser  # noqa: F401
+from test_report import Page
 
 from ser_ray.base import console as screen
 from ser_ray.base.errors import UserError
@@ -64,7 +64,7 @@ def test_a_report_shows_each_recording_and_opens_anywhere(pages):
     assert sorted(seconds) == pytest.approx([1, 20, 25], abs=0.15)
 
 
-def test_clicking_a_timeline_seeks_and_tells(browser, pages):  # noqa: F811
+def test_clicking_a_timeline_seeks_and_tells(browser, pages):
     for width in (360, 1280):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

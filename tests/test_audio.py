@@ -166,6 +166,7 @@ def with_header(field: int, value: int) -> bytes:
         (with_header(24, 3_000_000_00), "damaged header"),
         (with_header(24, 0), "damaged"),
     ],
+    ids=lambda part: part if isinstance(part, str) else str(len(part)),  # headers of float WAVs tell the time
 )
 def test_unusable_files_are_rejected_with_the_reason(data, expected):
     assert reason(data).startswith(expected)

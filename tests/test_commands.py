@@ -23,6 +23,7 @@ MOST = {
     "featurize": {"--data", "--store", "--features", "--augment", "--device"},
     "evaluate": {"--run", "--data", "--output", "--compare", "--embed-audio"},
     "predict": {"--run", "--input", "--output", "--channels", "--window-s"},
+    "export": {"--run", "--output", "--input-rate"},
 }
 
 

@@ -6,7 +6,7 @@ r"""Write a trained run as one file that runs without ser_ray.
         --input-rate 48000
     ser-ray export --run runs/probe --output small.onnx --int8 --data ~/corpora
 
-The file is proved against the model's own answers before the command ends, and not left behind where it fails.
+The file is proved against the model's own answers before it is there.
 """
 
 from collections.abc import Sequence

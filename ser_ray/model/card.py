@@ -85,8 +85,8 @@ def model_card(config: dict[str, Any], corpora: Sequence[str], origin: str = "")
         f"safety reasons: [Regulation (EU) 2024/1689]({AI_ACT}), Article 5 (1) (f).\n",
         "## How to run it\n",
         "With ser_ray, for recordings of any length, window by window:\n",
-        "```bash\npython jobs/predict.py --run MODEL --input recording.wav --output answers\n```\n",
-        "Without it, from the file that `python jobs/export.py --run MODEL --output model.onnx` writes, by",
+        "```bash\nser-ray predict --run MODEL --input recording.wav --output answers\n```\n",
+        "Without it, from the file that `ser-ray export --run MODEL --output model.onnx` writes, by",
         "onnxruntime, soundfile and numpy alone:\n",
         f"```python\n{EXAMPLE}```\n",
     ]

@@ -1,0 +1,165 @@
+"""Heads on the states of a pretrained encoder, scored on validation speakers: how `probe` was chosen.
+
+    python benchmarks/accuracy/heads.py --store STORE --protocol emobox --draws 2
+    python benchmarks/accuracy/heads.py --store STORE --speaker-norm --epochs 15
+
+Every head is trained on each fold of the protocol, as often as validation speakers are drawn, to the last epoch; what
+is shown is the mean of the UAR of the speakers who validate. Those who are tested are never read. The store is one that
+`featurize.py --features encoder` made.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
+from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.experiment.splits import Split, num_folds, split
+from ser_ray.features.arrays import shape_of
+from ser_ray.model.examples import Examples, accuracy_and_uar, predict_logits
+from ser_ray.model.speakers import Speakers, listen
+from ser_ray.networks.modules.layers import Standardize
+from ser_ray.networks.probe import ProbeSpec
+from ser_ray.speech.emotions import parse_labels
+from ser_ray.store.rows import Rows, open_rows
+from ser_ray.store.store import Store
+from ser_ray.training.batches import deal_batches
+from ser_ray.training.learner import Learner
+from ser_ray.training.settings import TrainConfig
+from ser_ray.training.worker_rows import usual_speech
+
+sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+
+from shared import machine, write_figures
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of this command.
+
+    Attributes:
+        store: A store of an encoder's states.
+        labels: The classes, as for training.
+        protocol: As for training.
+        draws: How often validation speakers are drawn in each fold.
+        epochs: Of networks.
+        speaker_norm: Whether features are normalized by speaker.
+        heads: Which heads to try; all when empty.
+        json: File for the figures; none is written when empty.
+    """
+
+    store: str = ""
+    labels: str = "all"
+    protocol: str = "speaker-independent"
+    draws: int = 1
+    epochs: int = 30
+    speaker_norm: bool = False
+    heads: tuple[str, ...] = ()
+    json: str = ""
+
+
+class WeightedMean(nn.Module):
+    """One learned weight per state, then one hidden layer (Yang et al., SUPERB, 2021)."""
+
+    def __init__(self, shape: tuple[int, int], num_classes: int) -> None:
+        super().__init__()
+        self.standardize = Standardize(*shape)
+        self.weigh_S = nn.Parameter(torch.zeros(shape[0]))
+        self.dense, self.norm = nn.Linear(shape[1], 256), nn.BatchNorm1d(256)
+        self.classify = nn.Linear(256, num_classes)
+
+    def forward(self, features_BSF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Return `logits_BC`."""
+        x_BF = torch.einsum("bsf,s->bf", self.standardize(features_BSF), self.weigh_S.softmax(0))
+        x_BH = self.norm(self.dense(functional.dropout(x_BF, 0.3, self.training))).relu()
+        return self.classify(functional.dropout(x_BH, 0.5, self.training))
+
+
+def regress(by_state: bool) -> Callable[[Examples, Examples, int], float]:
+    """Return logistic regression on all states side by side, or on their mean."""
+
+    def score(train: Examples, validation: Examples, num_classes: int) -> float:
+        mean_SF, std_SF = train.statistics(torch.arange(len(train)))
+        x, y = (((each.values - mean_SF) / std_SF.clamp(min=1e-6)).float().numpy() for each in (train, validation))
+        x, y = (each.reshape(len(each), -1) if by_state else each.mean(1) for each in (x, y))
+        fitted = LogisticRegression(C=0.01, class_weight="balanced", max_iter=300).fit(x, train.targets.numpy())
+        logits = np.full((len(y), num_classes), -np.inf)
+        logits[:, fitted.classes_] = fitted.predict_log_proba(y)
+        return accuracy_and_uar(torch.from_numpy(logits), validation.targets)[1].item()
+
+    return score
+
+
+def train_head(
+    make: Callable[[tuple[int, int], int], nn.Module], epochs: int
+) -> Callable[[Examples, Examples, int], float]:
+    """Return a training of a network by the usual settings of `probe`."""
+
+    def score(train: Examples, validation: Examples, num_classes: int) -> float:
+        torch.manual_seed(0)
+        config = TrainConfig.usual(ProbeSpec(), epochs=epochs)
+        network = make(tuple(train.values.shape[1:]), num_classes)
+        network.standardize.set(*train.statistics(torch.arange(len(train))))
+        counts_GC = torch.zeros(int(train.groups.max()) + 1, num_classes, dtype=torch.int64)
+        counts_GC.index_put_((train.groups, train.targets), torch.ones(len(train), dtype=torch.int64), accumulate=True)
+        learner = Learner(network, config, counts_GC, mixup=ProbeSpec().mixup)
+        for epoch in range(1, epochs + 1):
+            parts = deal_batches(torch.arange(len(train)), config, epoch)
+            learner.train_epoch(epoch, ((train, index_B) for index_B in parts), len(parts))
+        logits_NC = predict_logits(learner.averaged.eval(), validation)
+        return accuracy_and_uar(logits_NC, validation.targets)[1].item()
+
+    return score
+
+
+def read(rows: Rows, parts: Split, by_speaker: bool) -> tuple[Examples, Examples]:
+    """Return the examples that train and those that validate."""
+    speakers = Speakers(usual_speech(parts.train), listen(rows)) if by_speaker else None
+    return tuple(Examples.from_rows(part, parts.labels, speakers) for part in (parts.train, parts.validation))
+
+
+def main(argv: list[str]) -> None:
+    flags = pick_config(Flags, parse_flags(argv, __doc__, Flags))
+    if not flags.store:
+        raise UserError("--store is missing: name a store that featurize.py --features encoder made")
+    heads = {
+        "weighted mean of states, 256 units": train_head(WeightedMean, flags.epochs),
+        "probe": train_head(ProbeSpec().build, flags.epochs),
+        "probe, 128 units": train_head(ProbeSpec(hidden=128).build, flags.epochs),
+        "logistic regression": regress(by_state=True),
+        "logistic regression on the mean": regress(by_state=False),
+    }
+    if unknown := set(flags.heads) - set(heads):
+        raise UserError(f"--heads {min(unknown)}: choose from {', '.join(heads)}")
+    chosen = {name: heads[name] for name in flags.heads or heads}
+    rows, labels = open_rows(Store(flags.store)), parse_labels(flags.labels)
+    if len(shape_of(rows.recipe.features.arrow_type())) != 2:
+        raise UserError(f"--store {flags.store} holds no states of an encoder")
+    config, uars = SplitConfig(protocol=flags.protocol), {name: [] for name in chosen}
+    for fold in range(num_folds(rows, config)):
+        for seed in range(flags.draws):
+            parts = split(rows, labels, SplitConfig(protocol=flags.protocol, fold=fold, seed=seed))
+            train, validation = read(rows, parts, flags.speaker_norm)
+            for name, score in chosen.items():
+                uars[name].append(score(train, validation, len(parts.labels.names)))
+        say(f"fold {fold}: " + ", ".join(f"{name} {100 * np.mean(each):.1f}" for name, each in uars.items()))
+    table = [{"head": name, "UAR": float(np.mean(each)), "trainings": len(each)} for name, each in uars.items()]
+    show_table(f"{flags.protocol}, validation speakers", table)
+    command = shlex.join(["python", *sys.argv])
+    write_figures(flags.json, {"command": command, "machine": machine(), "uars": uars, "rows": table})
+
+
+if __name__ == "__main__":
+    run_job(main)
