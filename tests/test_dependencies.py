@@ -56,7 +56,10 @@ def test_extras_of_ray_are_those_that_are_used():
 
 
 def test_what_is_imported_is_installed():
-    offered = {*RUNTIME, *(one for name in ("encoders", "tune", "mlflow") for one in EXTRAS[name])}
+    offered = {
+        *RUNTIME,
+        *(one for name in ("encoders", "tune", "mlflow", "media", "vad", "onnx") for one in EXTRAS[name]),
+    }
     offered = {MODULES.get(name, name.replace("-", "_")) for name in offered}
     assert not IMPORTED - offered - BROUGHT_BY_RAY - set(sys.stdlib_module_names) - {"ser_ray"}
 

@@ -34,7 +34,7 @@ from ser_ray.store import pipeline as room
 from ser_ray.store import task as featurize_task
 from ser_ray.store.accounts import settle
 from ser_ray.store.pipeline import deal_clips, featurize
-from ser_ray.store.shards import METADATA, name_clips
+from ser_ray.store.shards import MEASURES, METADATA, name_clips
 from ser_ray.store.store import Store
 from ser_ray.store.task import Kept, ShardWriter, read_clip
 
@@ -68,7 +68,7 @@ def test_every_clip_has_its_rows_and_every_row_its_facts(made_store):
 
 def test_the_store_opens_in_pandas_polars_and_duckdb(made_store):
     shards = f"{made_store.root}/shards/*.parquet"
-    columns = [*METADATA, "features"]
+    columns = [*METADATA, *MEASURES, "features"]
     counted = duckdb.sql(
         f"SELECT corpus, emotion, count(*) AS clips FROM '{shards}' WHERE augmentation = 'none' GROUP BY ALL"
     ).fetchall()

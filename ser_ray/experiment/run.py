@@ -17,7 +17,7 @@ from ser_ray.base.errors import UserError
 from ser_ray.experiment.experiment import Experiment, choose_rows
 from ser_ray.experiment.heard import add_warning, warn_of_encoder
 from ser_ray.experiment.splits import Split, check_leaks, split
-from ser_ray.features.spec import Features, features_identity
+from ser_ray.features.spec import Features, features_identity, write_features
 from ser_ray.model.calibration import fit_temperature
 from ser_ray.model.domain import Domain, domain_of, join_domains
 from ser_ray.model.examples import Examples
@@ -277,7 +277,8 @@ def load_start(experiment: Experiment, features: Features, parts: Split) -> Mode
     changed = changed or differences(
         asdict(start.network) | normed[0], asdict(experiment.network) | normed[1]
     )  # of the same network
-    changed = changed or differences(features_identity(start.features), features_identity(features))
+    if not changed and features_identity(start.features) != features_identity(features):
+        changed = differences(write_features(start.features), write_features(features))
     if changed:
         raise UserError(f"--start-from {experiment.start_from} is another kind of network ({changed})")
     known = set(start.trained_on) & (parts.test.values("speaker_id") | parts.validation.values("speaker_id"))

@@ -75,6 +75,8 @@ class MediaRecording:
             if not self._container.streams.audio:
                 raise AudioError(f"{self._kind} without sound")
             self._sound = self._container.streams.audio[0]
+            if self._sound.codec_context is None:
+                raise AudioError(f"{self._kind}, for which FFmpeg has no decoder: {_CONVERT}")
             self._sound.codec_context.thread_count = 1
         except (self._av.FFmpegError, ValueError) as error:
             self._stream.raise_error()

@@ -190,8 +190,13 @@ def _run(store: Store, config: FeaturizeConfig, todo: list[Utterance], device: s
     arguments, how = (store, config, device), {"batch_size": 1, "batch_format": "pyarrow"}
     if device == "cuda":
         read = tasks.map_batches(partial(read_in_task, arguments=(store, config)), **how)
-        actors = {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1, "fn_constructor_args": arguments}
-        outcomes = read.map_batches(ShardWriter, **how, **actors)
+        actors = {
+            "compute": ActorPoolStrategy(size=workers),
+            "num_gpus": 1,
+            "num_cpus": 0,
+            "fn_constructor_args": arguments,
+        }
+        outcomes = read.map_batches(ShardWriter, fn_constructor_args=arguments, **how, **actors)
     else:
         outcomes = tasks.map_batches(partial(write_in_task, arguments=arguments), **how)
     pa.default_memory_pool().release_unused()  # it keeps what plan and blocks took, which a long job never needs again
