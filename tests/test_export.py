@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,8 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import soundfile as sf
@@ -20,10 +23,11 @@ import yaml
 from test_encoders import write_whisper
 
 from ser_ray.base.errors import UserError
-from ser_ray.export.export import export_runs
+from ser_ray.export.export import ExportConfig, export_runs
 from ser_ray.export.hearing import Ears
 from ser_ray.export.moments import read_moments
-from ser_ray.export.proof import LEAST_RANGE, TOLERANCE, Proof, answer_first, make_sounds, pad_sounds
+from ser_ray.export.proof import LEAST_RANGE, RESAMPLED, TOLERANCE, Proof, answer_first, make_sounds, pad_sounds
+from ser_ray.export.quantize import find_worse
 from ser_ray.features.arrays import shape_of
 from ser_ray.features.encoder import Encoder
 from ser_ray.features.log_mel import LogMel
@@ -39,7 +43,7 @@ from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.networks.probe import ProbeSpec
 from ser_ray.speech.emotions import LabelSet
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 RATE = 16_000
 ALONE = """
 import sys
@@ -273,23 +277,79 @@ def test_the_page_answers_a_recording_in_a_browser_as_the_model_does(exported, p
     assert browser.get_log("browser") == []
 
 
-def test_a_probe_goes_with_its_encoder_inside(tmp_path):
-    encoder = Encoder(write_whisper(tmp_path / "whisper"))
+def a_probe(root: Path) -> Model:
+    """Write a run whose model is an untrained probe on a tiny Whisper."""
+    encoder = Encoder(write_whisper(root / "whisper"))
     torch.manual_seed(0)
     network = ProbeSpec(hidden=8).build(shape_of(encoder.arrow_type()), 8).eval()
     sounds, kernel = make_sounds(RATE)[:9], encoder.kernel()
     rows = torch.stack([torch.from_numpy(kernel.rows(sound, "", ("none",), 0)[0]) for sound in sounds])
     network.standardize.set(rows.mean(0), rows.std(0))
     model = Model([network], ProbeSpec(hidden=8), encoder, LabelSet(), facts=FACTS)
-    save_model(model, str(tmp_path / "run" / "model"))
+    save_model(model, str(root / "run" / "model"))
+    return model
+
+
+def test_a_probe_goes_with_its_encoder_inside(tmp_path):
+    model, sounds = a_probe(tmp_path), make_sounds(RATE)[2:5]
     facts = export_runs([str(tmp_path / "run")], str(tmp_path / "model.onnx"))
-    assert facts["proof"]["batches"] == (1,) and facts["proof"]["varies"] > 0.1
+    assert facts["proof"]["batches"] == (1,) and facts["proof"]["varies"] > 0.1 and "int8" not in facts
     assert (tmp_path / "run" / "model" / "README.md").read_text().count("- encoder: ") == 1
     (tmp_path / "whisper").rename(tmp_path / "elsewhere")  # the file needs neither folder
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    for sound in sounds[2:5]:
+    for sound in sounds:
         answer = session.run(None, {"waveform": sound[None], "lengths": np.array([len(sound)])})[0][0]
         np.testing.assert_allclose(answer, answer_first(Together.of([model]), sound, RATE), atol=1e-4)
+
+
+def write_answers(run: Path, data: Path) -> None:
+    """Write clips of two actors, named as RAVDESS does, and what a run says that it answered of them."""
+    sounds, answered = make_sounds(RATE), {"01": [], "02": []}
+    for place in range(16):
+        actor, emotion = ("01", "02")[place // 8], place % 8
+        name = f"03-01-{emotion + 1:02}-01-01-01-{actor}"
+        (data / f"Actor_{actor}").mkdir(parents=True, exist_ok=True)
+        sf.write(data / f"Actor_{actor}" / f"{name}.wav", np.resize(sounds[place], RATE), RATE)
+        told = {"utterance_id": f"ravdess/{name}", "corpus": "ravdess", "speaker_id": f"ravdess_{actor}"}
+        said = {"predicted": "calm", "probabilities": [0.125] * 8}
+        truth = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")[emotion]
+        answered[actor].append({**told, "gender": "male", "intensity": "normal", "emotion": truth, **said})
+    for name, actor in (("validation", "01"), ("predictions", "02")):
+        pq.write_table(pa.Table.from_pylist(answered[actor]), run / f"{name}.parquet")
+    (run / "metrics.json").write_text(json.dumps(FACTS))
+
+
+def test_an_encoder_in_int8_is_judged_by_validation_speakers_and_kept(tmp_path, job):
+    a_probe(tmp_path)
+    write_answers(tmp_path / "run", tmp_path / "data")
+    next((tmp_path / "data" / "Actor_02").iterdir()).unlink()  # a tested clip that is lost
+    words = ("export", "--run", "run", "--output", "model.onnx", "--int8")
+    code, _, err = job(*words)
+    assert code == 2 and "give --data and the folders that hold their clips" in err and err.count("\n") == 1
+    code, out, err = job(*words, "--data", "data")
+    assert (code, err) == (0, ""), err
+    assert "8 of 8 validation clips of 1 speakers: UAR" in out and "7 of 8 tested clips" in out
+    file = onnx.load("model.onnx")
+    told = json.loads({prop.key: prop.value for prop in file.metadata_props}["int8"])
+    assert told["validation"]["clips"] == 8 and 0 < told["validation"]["probabilities"] < 0.05
+    assert all(value > 0 for name in ("bytes", "ms") for value in told[name])
+    count = Counter(node.op_type for node in file.graph.node)
+    assert count["MatMulInteger"] == told["maps"] == 12 and count["Conv"] == 2  # six maps of each layer
+    assert count["MatMul"] == 1 + 4 + 2  # mel bands, attention of two layers, and the probe stay float32
+
+
+@pytest.mark.parametrize(
+    ("uar", "ece", "says"),
+    [
+        ((0.6, 0.596), (0.05, 0.059), ""),
+        ((0.6, 0.594), (0.05, 0.01), "its UAR on 90 validation clips goes from 60.0% to 59.4% (at most 0.5 points"),
+        ((0.6, 0.7), (0.05, 0.061), "its ECE on 90 validation clips goes from 5.0% to 6.1% (at most 1 points"),
+        ((0.6, float("nan")), (0.05, 0.05), "its UAR"),
+    ],
+)
+def test_int8_that_answers_worse_is_not_kept(uar, ece, says):
+    told = find_worse({"clips": 90, "uar": uar, "ece": ece})
+    assert says in told and bool(says) == bool(told)
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
@@ -306,6 +366,18 @@ def test_sound_of_another_rate_is_resampled_nearly_as_the_product_does(rate):
         assert 10 * np.log10(distance) < -60
         wanted = kernel.rows(resampled, "", ("none",), 0)[0]
         assert int(counts) == len(wanted) and np.abs(frames[0, : len(wanted)].numpy() - wanted).mean() < 0.01
+
+
+def test_a_file_takes_another_rate_and_answers_nearly_as_the_product_does(tmp_path):
+    run = a_run(tmp_path / "run")
+    facts = export_runs([run], str(tmp_path / "model.onnx"), ExportConfig(input_rate=48_000))
+    proof = facts["proof"]
+    assert facts["sample_rate"] == 48_000 and proof["tolerance"] == RESAMPLED
+    assert 1e-7 < proof["probabilities"] < 1e-3 and proof["varies"] > 0.05
+    session, sound = onnxruntime.InferenceSession(tmp_path / "model.onnx"), make_sounds(48_000)[4]
+    answer = session.run(None, {"waveform": sound[None], "lengths": np.array([len(sound)])})[0][0]
+    wanted = load_model(run).predict(sound, sample_rate=48_000)["probabilities"].iloc[0]
+    np.testing.assert_allclose(answer, wanted, atol=1e-3)
 
 
 def test_a_file_that_fails_its_proof_is_not_left_behind(tmp_path, job, monkeypatch):
@@ -337,6 +409,9 @@ def test_a_proof_fails_where_answers_differ_and_where_they_never_vary(change, sa
         (LogMel(), ("--speaker-moments", "voice.wav"), "this one does without"),
         (LogMel(), ("--input-rate", "12"), "--input-rate must be 1000 to 384000"),
         (LogMel(), ("--output", "there.onnx"), "there.onnx is there already"),
+        (LogMel(), ("--int8", "--data", "data"), "--int8 is for encoders: networks on log_mel answer no faster"),
+        (LogMel(), ("--int8", "--output", "model.pt2"), "--int8 writes ONNX"),
+        (LogMel(), ("--data", "data"), "--data is for --int8"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(features, flags, says, job, tmp_path):

@@ -29,7 +29,7 @@ LEFT_OF = {
     "training": {"base", "speech", "features", "store", "networks", "model"},
     "scores": {"base", "speech", "features", "store", "model"},
     "predict": {"base", "speech", "features", "store", "networks", "model", "scores"},
-    "export": {"base", "speech", "features", "store", "networks", "model"},
+    "export": {"base", "speech", "features", "store", "networks", "model", "scores"},
     "experiment": {"base", "speech", "features", "store", "networks", "model", "training", "scores"},
     "search": {"base", "speech", "features", "store", "networks", "model", "training", "scores", "experiment"},
     "commands": {"base", "features", "store", "model", "scores", "predict", "export", "experiment", "search"},

@@ -4,6 +4,7 @@ r"""Write a trained run as one file that runs without ser_ray.
     ser-ray export --run runs/first --output model.pt2
     ser-ray export --run runs/first runs/second --output model.onnx \
         --input-rate 48000
+    ser-ray export --run runs/probe --output small.onnx --int8 --data ~/corpora
 
 The file is proved against the model's own answers before it is there.
 """
