@@ -215,7 +215,7 @@ def test_a_worker_that_is_killed_costs_no_row_and_changes_none(run, tmp_path):
         while not list((tmp_path / "out" / "parts").glob("*.parquet")):
             time.sleep(0.02)
         for pid, name in descendants(os.getpid()).items():
-            if name.startswith("ray::") and "IDLE" not in name:
+            if name.startswith("ray::MapBatches"):  # Ray ends with its own agents, which have such names, too
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -99,6 +100,8 @@ def featurize(
                 return store
             store.claim(config)
             if todo := _plan(store, manifest):
+                if hasattr(config.features, "locate"):  # here, so that no worker looks for the encoder by itself
+                    config = replace(config, features=config.features.locate())
                 _run(store, config, todo, device)
             settle(store, manifest, len(config.augment))
     except OSError as error:
