@@ -209,20 +209,19 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_rows_to_the_last_bit(run,
 def test_a_worker_that_is_killed_costs_no_row_and_changes_none(run, tmp_path):
     for k in range(12):
         write(tmp_path / "in" / f"{k}.wav", speech(20, seed=k))
-    killed = []
+    killed, over = [], threading.Event()
 
     def kill_one() -> None:
-        while not list((tmp_path / "out" / "parts").glob("*.parquet")):
-            time.sleep(0.02)
-        for pid, name in descendants(os.getpid()).items():
-            if name.startswith("ray::MapBatches"):  # Ray ends with its own agents, which have such names, too
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-                return
+        while not killed and not over.wait(0.005):
+            for pid, name in descendants(os.getpid()).items():
+                if "_answer_in_task" in name and not killed:  # so is the process called while it is at a task
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     disturbed = answer(run, tmp_path / "out", tmp_path / "in")
+    over.set()
     killer.join()
     undisturbed = answer(run, tmp_path / "undisturbed", tmp_path / "in")
     assert killed and disturbed[2]["recordings"] == undisturbed[2]["recordings"]
