@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # All checks that need a GPU, in under six minutes, and one table of what came out.
 #
-#   bash benchmarks/speed/gpu.sh [FOLDER]           logs and figures go to FOLDER (default: gpu-checks)
-#   bash benchmarks/speed/gpu.sh [FOLDER] folds     besides, six folds of three members of 80 epochs, in up to 6 minutes more
+#   bash benchmarks/speed/gpu.sh [FOLDER]            logs and figures go to FOLDER (default: gpu-checks)
+#   bash benchmarks/speed/gpu.sh FOLDER STEP...      these steps alone: tests, speed, fold, folds
+#
+# The last, which runs only when it is named, is six folds of three members of 80 epochs, in up to 6 minutes.
 #
 # It takes pytest and what ser_ray itself takes. Each step ends by a timeout, and none keeps the next one from running.
 # Without a GPU every step says so, and nothing runs.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-gpu-checks}
+steps=" ${*:2} "
+[ $# -gt 1 ] || steps=" tests speed fold "
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 work=$(mktemp -d)
@@ -23,6 +27,7 @@ has_gpu() { "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_availabl
 step() {
   local name=$1 limit=$2 shown=$3 started=$SECONDS code
   shift 3
+  case "$steps" in *" $name "*) ;; *) return ;; esac
   if [ "$gpu" != yes ]; then rows+=("$name|no GPU|0|"); return; fi
   echo "== $name (at most $limit s)"
   timeout --kill-after=10 "$limit" "$@" >"$folder/$name.log" 2>&1
@@ -39,13 +44,14 @@ gpu=no; has_gpu && gpu=yes
 step tests 90 'passed|failed|error|No module' "$python" -m pytest -o addopts= -p no:cacheprovider -m gpu -q tests/test_capture.py
 step speed 170 'captured, batch 32' "$python" benchmarks/speed/train.py --device cuda --clips 1440 --epochs 4 \
   --json "$folder/train.json"
-step fold 95 'UAR' "$python" jobs/train.py --clips 480 --epochs 20 --device cuda --store "$work/small" --output "$work/run"
-if [ "${2:-}" = folds ]; then
-  # All names that there are, RAVDESS's 1,440 among them.
-  [ $gpu = yes ] && "$python" -m ser_ray.speech.made --root "$work/made" --clips 3278 >"$folder/made.log" 2>&1
-  step folds 360 'UAR' "$python" jobs/train.py --data "$work/made/ravdess" --store "$work/store" \
-    --protocol emobox --fold all --members 3 --epochs 80 --device cuda --output "$work/folds"
-fi
+made() { "$python" -m ser_ray.speech.made --root "$work/$1" --clips "$2" >"$folder/made.log" 2>&1; }
+[ $gpu = yes ] && [[ $steps == *" fold "* ]] && made few 480
+step fold 95 'UAR' "$python" jobs/train.py --data "$work/few" --store "$work/few-store" --epochs 20 --device cuda \
+  --output "$work/run"
+# All names that there are, RAVDESS's 1,440 among them.
+[ $gpu = yes ] && [[ $steps == *" folds "* ]] && made all 3278
+step folds 360 'UAR' "$python" jobs/train.py --data "$work/all/ravdess" --store "$work/all-store" \
+  --protocol emobox --fold all --members 3 --epochs 80 --device cuda --output "$work/folds"
 
 for run in run folds; do [ -f "$work/$run/metrics.json" ] && cp "$work/$run/metrics.json" "$folder/$run.json"; done
 echo

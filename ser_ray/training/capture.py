@@ -106,8 +106,15 @@ class Captured:
         except RuntimeError as error:
             if size.replay or size.taken < WARM_UP:  # no failure of recording
                 raise
-            self.refusal = " ".join(str(error).split(". ")[0].split())
+            self.refusal = _first_cause(error)
             return self.take(examples, index_B, epoch)
+
+
+def _first_cause(error: BaseException) -> str:
+    """Say in one line what failed first; a capture that a failure ends fails once more by that."""
+    while error.__context__:
+        error = error.__context__
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 class GraphRecorder:
