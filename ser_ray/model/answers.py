@@ -39,6 +39,7 @@ def answer_windows(
     hearing: Hearing,
     weights: Sequence[float] | None = None,
     voices: Mapping[Features, Mapping[int, Known]] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
     """Return what models of the same labels say together of each window, by `calibration.pool_answers`.
 
@@ -50,10 +51,15 @@ def answer_windows(
         hearing: The recording.
         weights: How much each model counts; None for alike.
         voices: What is known of the speakers, by features and channel; None for what the recording itself tells.
+        share: Which share of the windows is answered, from 0, of how many. Shares are whole batches, since what a
+            network says hangs, in the last bit, on what stands beside a window in its batch.
 
     Returns:
-        Probabilities `[W, C]`, float64; NaN where a window is silent.
+        Probabilities `[W, C]`, float64; NaN where a window is silent, or in another share.
     """
+    number, of = share
+    batches = -(-sum(not window.silent for window in hearing.windows) // BATCH)
+    first, stop = (BATCH * (batches * k // of) for k in (number, number + 1))
     answers = [np.full((len(hearing.windows), len(model.labels.names)), np.nan) for model in models]
     for features in dict.fromkeys(model.features for model in models):
         own = [pair for pair in zip(models, answers, strict=True) if pair[0].features == features]
@@ -61,7 +67,7 @@ def answer_windows(
         if any(model.speaker_norm for model, _ in own):
             known = listen_windows(features, hearing) if voices is None else voices.get(features, {})
         by_name = {str(channel): told for channel, told in known.items()}
-        heard = _features(features, hearing)
+        heard = _features(features, hearing, first, stop)
         while batch := list(islice(heard, BATCH)):
             places = [place for place, _ in batch]
             table = _tabulate(batch, hearing, features)
@@ -128,10 +134,12 @@ def _tabulate(batch: Sequence[tuple[int, np.ndarray]], hearing: Hearing, feature
     )
 
 
-def _features(features: Features, hearing: Hearing) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the places of the windows that are not silent with their features."""
+def _features(
+    features: Features, hearing: Hearing, first: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the places of the windows that are not silent, or of some of them, with their features."""
     kernel = _kernel(features)
-    for place, sound_T in hearing.sounds(features.sample_rate):
+    for place, sound_T in hearing.sounds(features.sample_rate, first, stop):
         yield place, kernel.rows(sound_T, str(place), ("none",), 0)[0]
 
 

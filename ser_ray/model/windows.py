@@ -208,24 +208,31 @@ class Hearing:
         sound_T = sound_TC.mean(axis=1) if column == MEAN else sound_TC[:, column - 1]
         return sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
 
-    def sounds(self, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
+    def sounds(self, sample_rate: int, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the places of the windows that are not silent, by time, with their sound [T].
 
         Args:
             sample_rate: Of the sound, Hz.
+            first: Windows that are not silent and are left out before the first one that is yielded.
+            stop: How many of them there are up to the last one that is yielded; None for all. The rest is not read.
 
         Raises:
             AudioError: The recording changed meanwhile.
             OSError: It cannot be read.
         """
         count = len(self.windows) // len(self._signals)
+        heard = 0
         for w, (_, sound_TC) in enumerate(self._cut(self._blocks())):
             if w == count:
                 raise AudioError("changed while it was read")
             for place, (_, column) in enumerate(self._signals):
                 if not self.windows[place * count + w].silent:
-                    sound_T = self._signal(sound_TC, column)
-                    yield place * count + w, to_rate(sound_T, self._recording.rate, sample_rate)
+                    if first <= heard and (stop is None or heard < stop):
+                        sound_T = self._signal(sound_TC, column)
+                        yield place * count + w, to_rate(sound_T, self._recording.rate, sample_rate)
+                    heard += 1
+            if stop is not None and heard >= stop:
+                return
 
     def close(self) -> None:
         """Close it."""

@@ -4,6 +4,7 @@
     OUTPUT/windows/*.parquet     one row per window (`model.answers.WINDOWS_SCHEMA`)
     OUTPUT/rejects/*.parquet     recordings that could not be used, each with its reason
     OUTPUT/parts/*.parquet       rows of recordings.parquet, until that is written; a task that has one is done
+    OUTPUT/shares/*.parquet      answers to some windows of a long recording, until all of it is answered
     OUTPUT/recordings.parquet    one row per recording and channel
     OUTPUT/windows.csv           both for a spreadsheet, where that was asked for
     OUTPUT/recordings.csv
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
@@ -136,6 +138,27 @@ class Output:
                 storage.remove(self._path(folder, name))
         write_parquet(self._path("parts", name), recordings)
 
+    def has_share(self, name: str) -> bool:
+        """Tell whether a share of a long recording is answered."""
+        return storage.exists(self._path("shares", name))
+
+    def write_share(self, name: str, answers_WC: np.ndarray) -> None:
+        """Write the answers to a share of a long recording's windows; they are NaN for the others."""
+        lists = [None if np.isnan(answer_C[0]) else answer_C for answer_C in answers_WC]
+        write_parquet(self._path("shares", name), pa.table({"answer": pa.array(lists, pa.list_(pa.float64()))}))
+
+    def read_shares(self, names: Sequence[str]) -> np.ndarray | None:
+        """Return the answers `[W, C]` to a long recording's windows from all of its shares; None where one is missing.
+
+        They are NaN for windows that no share answers.
+        """
+        columns = [table["answer"].to_pylist() for table in self.read("shares", names)]
+        answers = [next(filter(None, answer), None) for answer in zip(*columns, strict=False)]
+        classes = max((len(answer) for answer in answers if answer), default=0)
+        if len(columns) < len(names) or len(set(map(len, columns))) > 1 or not classes:
+            return None
+        return np.array([answer or [np.nan] * classes for answer in answers])
+
     def read(self, folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the tables of some tasks in a folder, in the tasks' order."""
         there = set(storage.list_names(storage.join(self.root, folder)))
@@ -179,7 +202,7 @@ class Output:
     def finish(self, content: dict[str, Any]) -> None:
         """Write `predict.json` and take away what was needed until then."""
         storage.write_json(storage.join(self.root, "predict.json"), content)
-        for folder in ("parts", "attempts"):
+        for folder in ("parts", "shares", "attempts"):
             storage.remove_folder(storage.join(self.root, folder))
 
     def _path(self, folder: str, name: str) -> str:

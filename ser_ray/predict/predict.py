@@ -25,6 +25,7 @@ from ser_ray.model.together import Together
 from ser_ray.predict.inputs import Piece, digest_pieces, find_parts
 from ser_ray.predict.output import Output
 from ser_ray.predict.report import refuse_report, write_answers_report
+from ser_ray.predict.shares import SPREAD_BELOW, Share, Sharer, can_share, count_shares, name_shares
 from ser_ray.predict.task import Answerer, PredictConfig
 from ser_ray.predict.timeline import shorten, show_timelines, show_windows
 from ser_ray.predict.voices import LEAST_S, WHOLE_FILE_BYTES, by_speaker
@@ -235,9 +236,7 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
     if few:
         outcomes: Iterator[dict[str, Any]] = (answerer(*task) for task in todo.items())
     else:
-        from ser_ray.predict.predict_on_ray import answer_on_ray
-
-        outcomes = answer_on_ray(answerer, todo)
+        outcomes = _spread(answerer, todo, len(tasks) < SPREAD_BELOW)
     rejected, short, notes = 0, 0, Counter()
     with track("Answering", sum(map(len, todo.values())), "recordings") as progress, closing(outcomes):
         for outcome in outcomes:
@@ -255,6 +254,27 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
     for kind, count in notes.items():
         if count:
             say(f"{kind.capitalize()}: {count} recordings; {NOTES[kind]}")
+
+
+def _spread(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], share: bool) -> Iterator[dict[str, Any]]:
+    """Answer some tasks on Ray, long recordings by several workers at once, where that is wished and can be."""
+    from ser_ray.predict.predict_on_ray import answer_on_ray
+
+    share = share and can_share(answerer.together, answerer.config)
+    single = {name: pieces[0] for name, pieces in tasks.items() if share and len(pieces) == 1}
+    counts = {name: count_shares(_length_s(piece)) for name, piece in single.items()}
+    counts = {name: count for name, count in counts.items() if count > 1}
+    shares = {
+        named: Share(single[name], number, count)
+        for name, count in counts.items()
+        for number, named in enumerate(name_shares(name, count))
+    }
+    others = {name: pieces for name, pieces in tasks.items() if name not in counts}
+    yield from answer_on_ray(Sharer(answerer, shares), {name: [each.piece] for name, each in shares.items()} | others)
+    if counts:
+        told = {name: name_shares(name, count) for name, count in counts.items()}
+        joins = Answerer(answerer.together, answerer.config, answerer.output, told)
+        yield from answer_on_ray(joins, {name: tasks[name] for name in counts})
 
 
 def _account(output: Output, names: Sequence[str], found: int) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import ray
 
 from ser_ray.base.cluster import carry_registered, connect
 from ser_ray.predict.inputs import PIECE_SCHEMA, Piece
+from ser_ray.predict.shares import Sharer
 from ser_ray.predict.task import Answerer
 
-_ANSWERERS: dict[ray.ObjectRef, Answerer] = {}
+_ANSWERERS: dict[ray.ObjectRef, Answerer | Sharer] = {}
 
 
-def answer_on_ray(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]]) -> Iterator[dict[str, Any]]:
-    """Yield what `Answerer` returns for each task, in the order in which they end; closing stops the rest.
+def answer_on_ray(answerer: Answerer | Sharer, tasks: Mapping[str, Sequence[Piece]]) -> Iterator[dict[str, Any]]:
+    """Yield what is returned for each task, in the order in which they end; closing stops the rest.
 
     Raises:
         UserError: There is no Ray cluster at the address that is given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -62,10 +62,17 @@ class Answerer:
         together: Models that answer together.
         config: How they answer.
         output: Where to write.
+        shares: Names of the shares in which a long recording was answered before, by the name of its task.
     """
 
-    def __init__(self, together: Together, config: PredictConfig, output: Output) -> None:
-        self.together, self.config, self.output = together, config, output
+    def __init__(
+        self,
+        together: Together,
+        config: PredictConfig,
+        output: Output,
+        shares: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.together, self.config, self.output, self.shares = together, config, output, shares or {}
 
     def __call__(self, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Answer the recordings of one task, unless that was done before.
@@ -86,22 +93,20 @@ class Answerer:
         except UserError as error:
             outcome["error"] = str(error)
         except OSError as error:
-            what = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-            outcome["error"] = (
-                f"{self.output.root} cannot be written: {what}; put that right, and the same command goes on from here"
-            )
+            outcome["error"] = tell_unwritable(self.output, error)
         return outcome
 
     def _answer(self, name: str, pieces: Sequence[Piece]) -> tuple[int, list[str], int]:
         attempts = Attempts(self.output.attempts_path(name))
         windows, recordings, rejects, notes, short = [], [], [], [], 0
+        kept_WC = self.output.read_shares(self.shares[name]) if name in self.shares else None
         for piece, voices in self._with_voices(pieces, attempts):
             try:
                 if not attempts.take(piece.name):
                     raise AudioError(CRASHED)
                 if piece.problem:
                     raise AudioError(piece.problem)
-                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config, voices)
+                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config, voices, kept_WC)
             except Exception as error:  # whatever is wrong with a recording, it costs that one only
                 reject = {"file": piece.path, "start": piece.start_s, "end": piece.end_s, "reason": _reason(error)}
                 rejects.append(reject)
@@ -132,10 +137,27 @@ class Answerer:
             yield from ((piece, voices) for piece in group)
 
 
+def tell_unwritable(output: Output, error: OSError) -> str:
+    """Say in one line that an output cannot be written, and what to do."""
+    what = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    return f"{output.root} cannot be written: {what}; put that right, and the same command goes on from here"
+
+
 def answer_piece(
-    together: Together, piece: Piece, config: PredictConfig, voices: dict[int, Voice] | None = None
+    together: Together,
+    piece: Piece,
+    config: PredictConfig,
+    voices: dict[int, Voice] | None = None,
+    kept_WC: np.ndarray | None = None,
 ) -> tuple[pa.Table, list[dict[str, Any]], tuple[str, ...]]:
-    """Answer one recording, by what is known of the people in it, by channel, where that is asked for.
+    """Answer one recording.
+
+    Args:
+        together: Who answers.
+        piece: The recording.
+        config: How to answer.
+        voices: What is known of the people in it, by channel, where the models ask for that.
+        kept_WC: Answers to all of its windows that were given before, NaN for silent ones; others are not used.
 
     Returns:
         The rows of its windows, those of its channels (`RECORDINGS_SCHEMA`), and what is to be noted.
@@ -150,7 +172,9 @@ def answer_piece(
     with file:
         try:
             known = None if voices is None else by_features(voices)
-            answers_WC = answer_windows(together.models, hearing, together.weights, known)
+            answers_WC = kept_WC
+            if kept_WC is None or not _fits(kept_WC, hearing):
+                answers_WC = answer_windows(together.models, hearing, together.weights, known)
         finally:
             hearing.close()
     table = tell_windows(piece.path, hearing, answers_WC, labels, config.abstain_below, unsure)
@@ -160,6 +184,11 @@ def answer_piece(
         least = math.inf if channel in unsure else config.abstain_below
         recordings.append(_sum_up(together, piece, hearing, answers_WC, least, channel))
     return table, recordings, hearing.notes
+
+
+def _fits(answers_WC: np.ndarray, hearing: Hearing) -> bool:
+    """Tell whether some answers are those to all windows of a recording that are not silent."""
+    return np.array_equal(np.isnan(answers_WC[:, 0]), [window.silent for window in hearing.windows])
 
 
 def _too_short(voices: dict[int, Voice], config: PredictConfig) -> set[int]:
