@@ -16,7 +16,7 @@ from datetime import datetime
 from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
-from ser_ray.base.settings import command_line, parse_flags, pick_config
+from ser_ray.base.settings import choice, command_line, parse_flags, pick_config
 from ser_ray.model.together import open_models
 from ser_ray.predict.output import Output
 from ser_ray.predict.predict import Besides, predict_recordings
@@ -25,7 +25,7 @@ from ser_ray.predict.task import PredictConfig
 GROUPS = {
     "most used": ("run", "input", "output", "channels", "window_s"),
     "windows and answers": (PredictConfig, Besides),
-    "where to run": ("encoder", "config"),
+    "where to run": ("device", "encoder", "config"),
 }
 
 
@@ -42,6 +42,7 @@ class _Flags:
             `speaker`; here or at URIs.
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
             a fresh one is made under `answers/`.
+        device: `cpu`; `cuda` for GPUs, each shared by processes that decode for it; or `auto`: GPUs, if there are any.
         encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         config: YAML or JSON file of flags and values; flags beat it.
     """
@@ -49,6 +50,7 @@ class _Flags:
     run: tuple[str, ...] = ()
     input: tuple[str, ...] = ()
     output: str | None = None
+    device: str = choice("auto", "cpu", "cuda")
     encoder: tuple[str, ...] = ()
     config: str | None = None
 
@@ -63,7 +65,7 @@ def predict_job(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: give --run RUN --input RECORDINGS")
     output = Output(storage.normalize(flags.output or f"answers/{datetime.now():%Y%m%d-%H%M%S}"))
     output.refuse_finished()
-    together = open_models(flags.run).locate(flags.encoder)
+    together = open_models(flags.run).locate(flags.encoder).on(flags.device)
     predict_recordings(together, flags.input, config, output, command_line(), besides)
     say(f"Answers: {output.root} (windows/, recordings.parquet, predict.json)")
     if besides.report:

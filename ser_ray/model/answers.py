@@ -57,6 +57,7 @@ def answer_windows(
     Returns:
         Probabilities `[W, C]`, float64; NaN where a window is silent, or in another share.
     """
+    where = models[0].place.type
     number, of = share
     batches = -(-sum(not window.silent for window in hearing.windows) // BATCH)
     first, stop = (BATCH * (batches * k // of) for k in (number, number + 1))
@@ -65,9 +66,9 @@ def answer_windows(
         own = [pair for pair in zip(models, answers, strict=True) if pair[0].features == features]
         known: Mapping[int, Known] = {}
         if any(model.speaker_norm for model, _ in own):
-            known = listen_windows(features, hearing) if voices is None else voices.get(features, {})
+            known = listen_windows(features, hearing, where) if voices is None else voices.get(features, {})
         by_name = {str(channel): told for channel, told in known.items()}
-        heard = _features(features, hearing, first, stop)
+        heard = _features(features, hearing, where, first, stop)
         while batch := list(islice(heard, BATCH)):
             places = [place for place, _ in batch]
             table = _tabulate(batch, hearing, features)
@@ -110,11 +111,11 @@ def tell_windows(
     return pa.Table.from_pylist(rows, WINDOWS_SCHEMA)
 
 
-def listen_windows(features: Features, hearing: Hearing) -> dict[int, Known]:
-    """Return what all windows of each channel tell of its speaker."""
+def listen_windows(features: Features, hearing: Hearing, where: str) -> dict[int, Known]:
+    """Return what all windows of each channel tell of its speaker, on `cpu` or `cuda`."""
     known: dict[int, Known] = {}
     framed = is_framed(features)
-    for place, values in _features(features, hearing):
+    for place, values in _features(features, hearing, where):
         channel, frames_NF = hearing.windows[place].channel, values if framed else values[None]
         frames, sums_2F = known.get(channel, Known())
         known[channel] = Known(frames + len(frames_NF), sums_2F + sums_of(frames_NF))
@@ -135,14 +136,17 @@ def _tabulate(batch: Sequence[tuple[int, np.ndarray]], hearing: Hearing, feature
 
 
 def _features(
-    features: Features, hearing: Hearing, first: int = 0, stop: int | None = None
+    features: Features, hearing: Hearing, where: str, first: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the places of the windows that are not silent, or of some of them, with their features."""
-    kernel = _kernel(features)
+    kernel = _kernel(features, where)
     for place, sound_T in hearing.sounds(features.sample_rate, first, stop):
         yield place, kernel.rows(sound_T, str(place), ("none",), 0)[0]
 
 
 @lru_cache(maxsize=4)
-def _kernel(features: Features) -> Kernel:
-    return features.kernel()
+def _kernel(features: Features, where: str) -> Kernel:
+    kernel = features.kernel()
+    if not getattr(features, "cpu_only", False):
+        kernel.to(where)
+    return kernel

@@ -68,6 +68,11 @@ class Model:
     device: str = "cpu"
 
     @property
+    def place(self) -> torch.device:
+        """The device on which it answers in this process."""
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    @property
     def made_speech(self) -> bool:
         """Whether it is known to have been trained or tested on made speech; of older models nothing is known."""
         return bool(self.facts.get("made_speech"))
@@ -96,14 +101,13 @@ class Model:
 
     def logits(self, examples: Examples, members: Sequence[nn.Module] | None = None) -> torch.Tensor:
         """Return the mean logits `[N, C]` of all or some members over the views of each clip, on the CPU."""
-        device = torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
-        examples, answers, usual = examples.to(device), [], torch.backends.cudnn.conv.fp32_precision
+        examples, answers, usual = examples.to(self.place), [], torch.backends.cudnn.conv.fp32_precision
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # so that a GPU answers as the CPU does
         try:
             for member in self.members if members is None else members:
-                network = Views(member, self.features, self.views) if self.views else member
-                answers.append(predict_logits(network.to(device), examples).cpu())
-                member.cpu()
+                network, kept_on = Views(member, self.features, self.views) if self.views else member, place_of(member)
+                answers.append(predict_logits(network.to(self.place), examples).cpu())
+                member.to(kept_on)
         finally:
             torch.backends.cudnn.conv.fp32_precision = usual
         return torch.stack(answers).mean(0)
@@ -157,6 +161,11 @@ class Model:
         except (AudioError, OSError) as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}") from None
         return tell_windows(name, hearing, answers_WC, self.labels.names).to_pandas()
+
+
+def place_of(network: nn.Module) -> torch.device:
+    """Return the device in whose memory a network is."""
+    return next(network.parameters()).device
 
 
 def tell_rows(rows: Rows, answers_NC: np.ndarray, labels: LabelSet) -> pa.Table:

@@ -77,6 +77,22 @@ class Together:
         located = iter(locate_encoders(self.models, places))
         return replace(self, runs=tuple(tuple(next(located) for _ in models) for models in self.runs))
 
+    def on(self, device: str) -> Together:
+        """Return the same answering on a device (`Model.device`)."""
+        runs = (tuple(replace(model, device=device) for model in models) for models in self.runs)
+        return replace(self, runs=tuple(runs))
+
+    @property
+    def can_answer_here(self) -> bool:
+        """Whether this process has what they are to answer on."""
+        return all(model.device != "cuda" or model.place.type == "cuda" for model in self.models)
+
+    def settle(self) -> None:
+        """Bring all networks to where they answer, for a process that does nothing else with them."""
+        for model in self.models:
+            for member in model.members:
+                member.to(model.place)
+
     @property
     def models(self) -> list[Model]:
         """The models of all runs."""

@@ -172,7 +172,7 @@ def _answer_parts(answerer: Answerer, parts: Iterable[list[Piece]]) -> tuple[lis
             say(f"Part {number + 1}: {len(part)} recordings")
             answerer.output.claim_part(number, digest_pieces(part))
         tasks = deal_pieces(part, any(model.speaker_norm for model in answerer.together.models))
-        _answer(answerer, tasks, number == 0 and are_few(part))
+        _answer(answerer, tasks, number == 0 and are_few(part) and answerer.together.can_answer_here)
         if number:
             _account(answerer.output, list(tasks), len(part))
         names += tasks
@@ -234,6 +234,7 @@ def _answer(answerer: Answerer, tasks: Mapping[str, Sequence[Piece]], few: bool)
     if kept := sum(len(pieces) for name, pieces in tasks.items() if name in done):
         say(f"Answered already: {kept} recordings")
     if few:
+        answerer.together.settle()
         outcomes: Iterator[dict[str, Any]] = (answerer(*task) for task in todo.items())
     else:
         outcomes = _spread(answerer, todo, len(tasks) < SPREAD_BELOW)

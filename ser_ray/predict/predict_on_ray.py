@@ -8,11 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
+from ray.data import ActorPoolStrategy
 
 from ser_ray.base.cluster import carry_registered, connect
+from ser_ray.base.workers import await_resource, count_resources
+from ser_ray.features.kernels.spectra import use_one_core
+from ser_ray.model.together import Together
 from ser_ray.predict.inputs import PIECE_SCHEMA, Piece
 from ser_ray.predict.shares import Sharer
-from ser_ray.predict.task import Answerer
+from ser_ray.predict.task import Answerer, start_outcome
+
+MOST_ACTORS, MOST_ENCODERS = 16, 2  # On one GPU; an encoder takes more of its memory and time.
+PARTS = 10_000  # Ray deals GPUs in ten thousandths.
 
 _ANSWERERS: dict[ray.ObjectRef, Answerer | Sharer] = {}
 
@@ -21,7 +29,7 @@ def answer_on_ray(answerer: Answerer | Sharer, tasks: Mapping[str, Sequence[Piec
     """Yield what is returned for each task, in the order in which they end; closing stops the rest.
 
     Raises:
-        UserError: There is no Ray cluster at the address that is given.
+        UserError: There is no Ray cluster at the address that is given, or no GPU in it that was asked for.
     """
     connect()
     carry_registered()
@@ -29,11 +37,59 @@ def answer_on_ray(answerer: Answerer | Sharer, tasks: Mapping[str, Sequence[Piec
         pa.table({"name": [name], "pieces": pa.array([_records(pieces)], pa.list_(pa.struct(list(PIECE_SCHEMA))))})
         for name, pieces in tasks.items()
     ]
-    work = partial(_answer_in_task, answerer=ray.put(answerer))
-    outcomes = ray.data.from_blocks(blocks).map_batches(work, batch_size=1, batch_format="pyarrow")
+    dataset, how = ray.data.from_blocks(blocks), {"batch_size": 1, "batch_format": "pyarrow"}
+    actors = plan_actors(answerer.together, len(tasks))
+    if actors:
+        outcomes = dataset.map_batches(Actor, fn_constructor_args=(ray.put(answerer),), **how, **actors)
+    else:
+        outcomes = dataset.map_batches(partial(_answer_in_task, answerer=ray.put(answerer)), **how)
     for bundle in outcomes.iter_internal_ref_bundles():
         for block in bundle.blocks:
             yield from ray.get(block.ref).to_pylist()
+
+
+def plan_actors(together: Together, tasks: int) -> dict[str, Any]:
+    """Say what actors answer on GPUs, in `map_batches`' words; nothing where cores answer.
+
+    Each decodes on a core of its own and has a part of a GPU, which one alone would leave idle most of the time.
+
+    Raises:
+        UserError: A GPU was asked for, and there is none.
+    """
+    device = together.models[0].device
+    if device == "cuda":
+        await_resource("GPU", 1, "use --device cpu")
+    cpus, gpus = count_resources()
+    if device == "cpu" or not gpus:
+        return {}
+    most = (
+        MOST_ENCODERS if any(getattr(features, "wants_gpu", False) for features in together.features) else MOST_ACTORS
+    )
+    per_gpu = min(most, max(1, cpus // gpus))
+    part = int(PARTS / per_gpu) / PARTS
+    return {"compute": ActorPoolStrategy(size=min(tasks, gpus * per_gpu)), "num_gpus": part, "num_cpus": 0}
+
+
+class Actor:
+    """Answers on a GPU: an actor of Ray Data, since tasks on GPUs would get a process each.
+
+    Args:
+        answerer: Reference to what answers.
+    """
+
+    def __init__(self, answerer: ray.ObjectRef) -> None:
+        use_one_core()
+        self.answerer = ray.get(answerer)
+        self.answerer.together.settle()
+        self.problem = (
+            "" if torch.cuda.is_available() else "torch cannot use the GPU that Ray gave it; use --device cpu"
+        )
+
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        """Do some tasks."""
+        if self.problem:
+            return pa.Table.from_pylist([start_outcome(0, self.problem)])
+        return _answer_all(self.answerer, tasks)
 
 
 def _records(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
@@ -42,14 +98,14 @@ def _records(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
 
 def _answer_in_task(tasks: pa.Table, answerer: ray.ObjectRef) -> pa.Table:
     """Do some tasks in a worker process, which reads the models once for all that it does."""
-    from ser_ray.features.kernels.spectra import use_one_core
-
     use_one_core()  # Ray runs one task a core
     if answerer not in _ANSWERERS:
         _ANSWERERS.clear()
         _ANSWERERS[answerer] = ray.get(answerer)
+    return _answer_all(_ANSWERERS[answerer], tasks)
+
+
+def _answer_all(answerer: Answerer | Sharer, tasks: pa.Table) -> pa.Table:
     rows = tasks.to_pylist()
     pieces = ([Piece(**record) for record in row["pieces"]] for row in rows)
-    return pa.Table.from_pylist(
-        [_ANSWERERS[answerer](row["name"], some) for row, some in zip(rows, pieces, strict=True)]
-    )
+    return pa.Table.from_pylist([answerer(row["name"], some) for row, some in zip(rows, pieces, strict=True)])

@@ -19,9 +19,8 @@ from ser_ray.base.errors import UserError
 from ser_ray.model.answers import answer_windows
 from ser_ray.model.together import Together
 from ser_ray.predict.inputs import Piece
-from ser_ray.predict.task import Answerer, PredictConfig, tell_unwritable
+from ser_ray.predict.task import Answerer, PredictConfig, start_outcome, tell_unwritable
 from ser_ray.predict.voices import open_hearing
-from ser_ray.speech.audio import count_notes
 from ser_ray.store.crashes import Attempts
 
 SHARE_S = 300.0  # Least length of a share; a recording twice as long is shared.
@@ -67,7 +66,7 @@ class Sharer:
     """
 
     def __init__(self, answerer: Answerer, shares: Mapping[str, Share]) -> None:
-        self.answerer, self.shares = answerer, shares
+        self.answerer, self.shares, self.together = answerer, shares, answerer.together
 
     def __call__(self, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Answer a share, or a task, unless that was done before; return what `Answerer` does.
@@ -76,7 +75,7 @@ class Sharer:
         """
         if name not in self.shares:
             return self.answerer(name, pieces)
-        outcome = {"recordings": 0, "rejected": 0, "notes": count_notes([]), "error": "", "short": 0}
+        outcome = start_outcome(0)
         output, share = self.answerer.output, self.shares[name]
         try:
             if not output.has_share(name):

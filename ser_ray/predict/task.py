@@ -55,6 +55,11 @@ class PredictConfig:
         return {**lengths, **how, "abstain_below": self.abstain_below, **trust}
 
 
+def start_outcome(recordings: int, error: str = "") -> dict[str, Any]:
+    """Return what a task of some recordings starts from, or, by an error, ends with (`Answerer.__call__`)."""
+    return {"recordings": recordings, "rejected": 0, "notes": count_notes([]), "error": error, "short": 0}
+
+
 class Answerer:
     """Answers recordings and writes what became of them.
 
@@ -85,7 +90,7 @@ class Answerer:
             The numbers of `recordings` and of those `rejected`, of `notes` by kind, and the `error` that stopped the
             task, or an empty text; and of how many recordings people were heard too `short` to be answered.
         """
-        outcome = {"recordings": len(pieces), "rejected": 0, "notes": count_notes([]), "error": "", "short": 0}
+        outcome = start_outcome(len(pieces))
         try:
             if not self.output.has(name):
                 outcome["rejected"], notes, outcome["short"] = self._answer(name, pieces)

@@ -88,7 +88,7 @@ def hear_voices(models: Sequence[Model], pieces: Iterable[Piece], windows: Windo
                 voice = voices.setdefault(window.channel, Voice())
                 voice.seconds += 0.0 if window.silent else window.speaks_s
             for features in dict.fromkeys(model.features for model in models if model.speaker_norm):
-                for channel, more in listen_windows(features, hearing).items():
+                for channel, more in listen_windows(features, hearing, models[0].place.type).items():
                     known = voices[channel].known
                     before = known.get(features, Known())
                     known[features] = Known(before.frames + more.frames, before.sums_2F + more.sums_2F)
