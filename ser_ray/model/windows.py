@@ -32,6 +32,7 @@ from ser_ray.speech.audio import (
     AudioError,
     check_range,
     integer_scale,
+    mix,
     note_cancelled,
     open_recording,
     sounding_channel,
@@ -161,13 +162,13 @@ class Hearing:
         meters = {column: Meter(rate) for column in usual}
         low_S, high_S = np.array([np.inf]), np.array([-np.inf])
         for start, sound_TC in self._cut(self._measured(meters)):
-            signal_TS = np.column_stack([sound_TC.mean(axis=1), sound_TC])
-            least_S, most_S = signal_TS.min(0), signal_TS.max(0)
+            signals = [np.ascontiguousarray(sound_T) for sound_T in (mix(sound_TC), *sound_TC.T)]
+            least_S, most_S = (np.array([find(sound_T) for sound_T in signals]) for find in (np.min, np.max))
             check_range(float(least_S.min()), float(most_S.max()))
             low_S, high_S = np.minimum(low_S, least_S), np.maximum(high_S, most_S)
             spans.append((start, start + len(sound_TC)))
             range_WS.append(most_S - least_S)
-            level_WS.append(signal_TS.std(axis=0, dtype=np.float64))
+            level_WS.append([sound_T.std(dtype=np.float64) for sound_T in signals])
         if not spans:
             raise AudioError("no samples" if not self._begin else "ends before the part that is asked for begins")
         self._scale = integer_scale(float(max(-low_S.min(), high_S.max()))) if self._recording.is_float else 1
@@ -205,7 +206,7 @@ class Hearing:
 
     def _signal(self, sound_TC: np.ndarray, column: int) -> np.ndarray:
         """Return one signal [T] of some sound, full scale 1."""
-        sound_T = sound_TC.mean(axis=1) if column == MEAN else sound_TC[:, column - 1]
+        sound_T = mix(sound_TC) if column == MEAN else sound_TC[:, column - 1]
         return sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
 
     def sounds(self, sample_rate: int, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -258,7 +259,7 @@ class Hearing:
         """Yield the samples [T, C] of what is heard, block by block, and measure some of its signals."""
         for block_TC in self._blocks():
             for column, meter in meters.items():
-                meter.feed(block_TC.mean(axis=1) if column == MEAN else np.ascontiguousarray(block_TC[:, column - 1]))
+                meter.feed(np.ascontiguousarray(mix(block_TC) if column == MEAN else block_TC[:, column - 1]))
             yield block_TC
 
     def _blocks(self) -> Iterator[np.ndarray]:
