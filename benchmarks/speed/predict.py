@@ -5,7 +5,8 @@
 
 The sound is noise that swells like speech, 48 kHz and 16 bits; the network is untrained, which costs the same. Speed is
 told as how many times faster it is than playing: 200 times is an hour in 18 seconds. The plain loop calls the functions
-that each task calls, in one process on one core; the job does the same on Ray, whose start stands apart. Memory is the
+that each task calls, in one process on one core; plain loops at once do so on as many cores as the job has, which share
+caches and memory, each a part of the recordings. The job does the same on Ray, whose start stands apart. Memory is the
 most that a process of its own had while it answered one recording.
 """
 
@@ -17,7 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ import numpy as np
 import soundfile as sf
 
 from ser_ray.base.console import say, show_table
-from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.base.settings import choice, parse_flags, pick_config, run_job
 
 sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
 
@@ -41,6 +46,7 @@ class Flags:
     Attributes:
         minutes: Of sound for the plain loop and the job, in recordings of two minutes.
         cores: That the job may use.
+        device: `cpu`, or `cuda` for the GPU that the job's workers share, with how busy it was by `nvidia-smi`.
         clips: Short clips of two seconds that are answered as well; 0 to leave that out.
         long_minutes: Length of the recording whose memory is compared with that of one minute; 0 to leave that out.
         json: File for the figures; none is written when empty.
@@ -49,6 +55,7 @@ class Flags:
 
     minutes: int = 20
     cores: int = 2
+    device: str = choice("cpu", "cuda")
     clips: int = 1000
     long_minutes: int = 180
     json: str = ""
@@ -95,17 +102,33 @@ def answer_plainly(run: str, paths: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def answer_by_a_job(run: str, folder: str, output: Path) -> dict[str, Any]:
+def answer_by_a_job(run: str, folder: str, output: Path, device: str) -> dict[str, Any]:
     """Answer a folder on Ray, which runs; return the seconds, the accounts and the driver's memory."""
     from ser_ray.model.together import open_models
     from ser_ray.predict.output import Output
     from ser_ray.predict.predict import predict_recordings
     from ser_ray.predict.task import PredictConfig
 
-    together, started = open_models([run]), time.perf_counter()
-    content = predict_recordings(together, [folder], PredictConfig(), Output(str(output)))
+    together, started = open_models([run]).on(device), time.perf_counter()
+    with watch_gpu(device) as busy:
+        content = predict_recordings(together, [folder], PredictConfig(), Output(str(output)))
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "accounts": content["recordings"], "driver_mb": pss_mb("self")}
+    gpu = {"gpu_busy": sum(busy) / max(1, len(busy)) / 100} if device == "cuda" else {}
+    return {"seconds": seconds, "accounts": content["recordings"], "driver_mb": pss_mb("self"), **gpu}
+
+
+@contextmanager
+def watch_gpu(device: str) -> Iterator[list[float]]:
+    """Yield a list that in the end holds how busy the GPU was, in per cent, four times a second."""
+    busy: list[float] = []
+    if device == "cpu":
+        yield busy
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "250"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+        yield busy
+        watcher.terminate()
+        busy += map(float, watcher.communicate()[0].split())
 
 
 def memory_of(run: str, path: Path) -> float:
@@ -154,27 +177,36 @@ def measure_speed(flags: Flags, run: str, folder: Path) -> dict[str, Any]:
     for k in range(-(-flags.minutes // 2)):
         sf.write(folder / "long" / f"{k}.wav", swelling(120, k), RATE)
     whole_s = 120 * -(-flags.minutes // 2)
-    plain_s = answer_plainly(run, [str(folder / "long")])
+    paths = [str(path) for path in sorted((folder / "long").iterdir())]
+    plain_s = answer_plainly(run, paths)
+    with ProcessPoolExecutor(flags.cores, mp_context=get_context("spawn")) as pool:
+        shares = [paths[core :: flags.cores] for core in range(flags.cores)]
+        at_once_s = max(pool.map(answer_plainly, [run] * flags.cores, shares))
     started = time.perf_counter()
-    ray.init(address="local", num_cpus=flags.cores, include_dashboard=False, log_to_driver=False)
+    gpus = int(flags.device == "cuda")
+    ray.init(address="local", num_cpus=flags.cores, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     connect()
     start_s = time.perf_counter() - started
-    answer_by_a_job(run, str(folder / "long"), folder / "warm")  # workers start and import
-    job = answer_by_a_job(run, str(folder / "long"), folder / "job")
-    each = {"plain loop, one core": plain_s, f"job, {flags.cores} cores": job["seconds"]}
+    answer_by_a_job(run, str(folder / "long"), folder / "warm", flags.device)  # workers start and import
+    job = answer_by_a_job(run, str(folder / "long"), folder / "job", flags.device)
+    names = ("plain loop, one core", f"plain loops at once, cores: {flags.cores}", f"job, cores: {flags.cores}")
+    each = dict(zip(names, (plain_s, at_once_s, job["seconds"]), strict=True))
     rows = [{"how": how, "seconds": took_s, "times as fast": whole_s / took_s} for how, took_s in each.items()]
     show_table(f"{whole_s / 60:.0f} minutes of 48 kHz", rows)
     share = plain_s / flags.cores / job["seconds"]
-    say(f"All cores: {100 * share:.0f} % of {flags.cores} times one; start of Ray: {start_s:.1f} s")
-    figures = {"speed": rows, "share_of_cores": share, "start_s": start_s}
+    at_once = at_once_s / job["seconds"]
+    say(f"The job, of {flags.cores} times one plain loop: {share:.0%}; of plain loops at once: {at_once:.0%}")
+    say(f"Start of Ray: {start_s:.1f} s")
+    figures = {"speed": rows, "share_of_cores": share, "share_of_loops": at_once, "start_s": start_s, "job": job}
     if flags.clips:
         (folder / "short").mkdir()
         sf.write(folder / "short" / "0.wav", swelling(CLIP_S, 0), RATE)
         for k in range(1, flags.clips):  # names of one file: what is read is the same, what is written is not
             (folder / "short" / f"{k}.wav").hardlink_to(folder / "short" / "0.wav")
-        clips = answer_by_a_job(run, str(folder / "short"), folder / "clips")
+        clips = answer_by_a_job(run, str(folder / "short"), folder / "clips", flags.device)
         assert clips["accounts"]["answered"] == flags.clips, clips
         row = {"clips": flags.clips, "a second": flags.clips / clips["seconds"], "driver, MB": clips["driver_mb"]}
+        row |= {"GPU busy, long and short": f"{job['gpu_busy']:.0%}, {clips['gpu_busy']:.0%}"} if gpus else {}
         show_table("Short clips", [row])
         figures["clips"] = clips | {"count": flags.clips}
     ray.shutdown()

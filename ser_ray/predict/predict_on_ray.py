@@ -20,6 +20,7 @@ from ser_ray.predict.shares import Sharer
 from ser_ray.predict.task import Answerer, start_outcome
 
 MOST_ACTORS, MOST_ENCODERS = 16, 2  # On one GPU; an encoder takes more of its memory and time.
+GROUP_BYTES, MAX_GROUPED = 64 << 20, 200  # Largest group of tasks, in bytes of sound and in recordings.
 PARTS = 10_000  # Ray deals GPUs in ten thousandths.
 
 _ANSWERERS: dict[ray.ObjectRef, Answerer | Sharer] = {}
@@ -33,12 +34,10 @@ def answer_on_ray(answerer: Answerer | Sharer, tasks: Mapping[str, Sequence[Piec
     """
     connect()
     carry_registered()
-    blocks = [
-        pa.table({"name": [name], "pieces": pa.array([_records(pieces)], pa.list_(pa.struct(list(PIECE_SCHEMA))))})
-        for name, pieces in tasks.items()
-    ]
-    dataset, how = ray.data.from_blocks(blocks), {"batch_size": 1, "batch_format": "pyarrow"}
     actors = plan_actors(answerer.together, len(tasks))
+    workers = actors["compute"].max_size if actors else count_resources()[0] or 1
+    blocks = [_block({name: tasks[name] for name in names}) for names in group_tasks(tasks, workers)]
+    dataset, how = ray.data.from_blocks(blocks), {"batch_size": 1, "batch_format": "pyarrow"}
     if actors:
         outcomes = dataset.map_batches(Actor, fn_constructor_args=(ray.put(answerer),), **how, **actors)
     else:
@@ -92,8 +91,29 @@ class Actor:
         return _answer_all(self.answerer, tasks)
 
 
-def _records(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-    return [piece._asdict() for piece in pieces]
+def group_tasks(tasks: Mapping[str, Sequence[Piece]], workers: int) -> list[list[str]]:
+    """Deal tasks into groups that a worker is given at a time, fewer in each towards the end, so that none waits long.
+
+    Between two groups a worker waits for the driver, on a small machine 0.1 s, in which it would answer half a minute.
+    """
+    names = list(tasks)
+    sizes = [sum(piece.size for piece in tasks[name]) for name in names]
+    groups, start = [], 0
+    while start < len(names):
+        stop, most, size, recordings = start, max(1, (len(names) - start) // (2 * workers)), 0, 0
+        while stop == start or (stop < len(names) and stop - start < most):
+            size, recordings = size + sizes[stop], recordings + len(tasks[names[stop]])
+            if stop > start and (size > GROUP_BYTES or recordings > MAX_GROUPED):
+                break
+            stop += 1
+        groups.append(names[start:stop])
+        start = stop
+    return groups
+
+
+def _block(tasks: Mapping[str, Sequence[Piece]]) -> pa.Table:
+    records = [[piece._asdict() for piece in pieces] for pieces in tasks.values()]
+    return pa.table({"name": list(tasks), "pieces": pa.array(records, pa.list_(pa.struct(list(PIECE_SCHEMA))))})
 
 
 def _answer_in_task(tasks: pa.Table, answerer: ray.ObjectRef) -> pa.Table:
