@@ -48,7 +48,7 @@ made() { "$python" -m ser_ray.speech.made --root "$work/$1" --clips "$2" >"$fold
 [ $gpu = yes ] && [[ $steps == *" fold "* ]] && made few 480
 step fold 95 'UAR' "$python" jobs/train.py --data "$work/few" --store "$work/few-store" --epochs 20 --device cuda \
   --output "$work/run"
-step predict 120 '│ +[0-9]+ │.*%' "$python" benchmarks/speed/predict.py --device cuda --cores "$(nproc)" --minutes 100 --clips 3000 \
+step predict 120 '│ +[0-9]+ │.*%' "$python" benchmarks/speed/predict.py --device cuda --cores "$(nproc)" --minutes 100 --clips 1000 \
   --long-minutes 0 --json "$folder/predict.json"
 # All names that there are, RAVDESS's 1,440 among them.
 [ $gpu = yes ] && [[ $steps == *" folds "* ]] && made all 3278

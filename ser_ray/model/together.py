@@ -78,9 +78,19 @@ class Together:
         return replace(self, runs=tuple(tuple(next(located) for _ in models) for models in self.runs))
 
     def on(self, device: str) -> Together:
-        """Return the same answering on a device (`Model.device`)."""
+        """Return the same answering on `cpu`, `cuda`, or, by `auto`, on a GPU where encoders are at work and one is.
+
+        Without an encoder the cores beside a GPU answer sooner than it does (docs/performance.md).
+        """
+        if device == "auto" and not self.have_encoder:
+            device = "cpu"
         runs = (tuple(replace(model, device=device) for model in models) for models in self.runs)
         return replace(self, runs=tuple(runs))
+
+    @property
+    def have_encoder(self) -> bool:
+        """Whether any of them hears by an encoder, which gains much by a GPU."""
+        return any(getattr(features, "wants_gpu", False) for features in self.features)
 
     @property
     def can_answer_here(self) -> bool:

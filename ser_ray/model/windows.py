@@ -30,9 +30,9 @@ from ser_ray.speech.audio import (
     MIN_REMAINING_S,
     NOTE_SCALED,
     AudioError,
+    average_channels,
     check_range,
     integer_scale,
-    mix,
     note_cancelled,
     open_recording,
     sounding_channel,
@@ -162,7 +162,7 @@ class Hearing:
         meters = {column: Meter(rate) for column in usual}
         low_S, high_S = np.array([np.inf]), np.array([-np.inf])
         for start, sound_TC in self._cut(self._measured(meters)):
-            signals = [np.ascontiguousarray(sound_T) for sound_T in (mix(sound_TC), *sound_TC.T)]
+            signals = [np.ascontiguousarray(sound_T) for sound_T in (average_channels(sound_TC), *sound_TC.T)]
             least_S, most_S = (np.array([find(sound_T) for sound_T in signals]) for find in (np.min, np.max))
             check_range(float(least_S.min()), float(most_S.max()))
             low_S, high_S = np.minimum(low_S, least_S), np.maximum(high_S, most_S)
@@ -206,7 +206,7 @@ class Hearing:
 
     def _signal(self, sound_TC: np.ndarray, column: int) -> np.ndarray:
         """Return one signal [T] of some sound, full scale 1."""
-        sound_T = mix(sound_TC) if column == MEAN else sound_TC[:, column - 1]
+        sound_T = average_channels(sound_TC) if column == MEAN else sound_TC[:, column - 1]
         return sound_T / np.float32(self._scale) if self._scale > 1 else np.ascontiguousarray(sound_T)
 
     def sounds(self, sample_rate: int, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -259,7 +259,9 @@ class Hearing:
         """Yield the samples [T, C] of what is heard, block by block, and measure some of its signals."""
         for block_TC in self._blocks():
             for column, meter in meters.items():
-                meter.feed(np.ascontiguousarray(mix(block_TC) if column == MEAN else block_TC[:, column - 1]))
+                meter.feed(
+                    np.ascontiguousarray(average_channels(block_TC) if column == MEAN else block_TC[:, column - 1])
+                )
             yield block_TC
 
     def _blocks(self) -> Iterator[np.ndarray]:

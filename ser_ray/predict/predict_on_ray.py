@@ -61,9 +61,7 @@ def plan_actors(together: Together, tasks: int) -> dict[str, Any]:
     cpus, gpus = count_resources()
     if device == "cpu" or not gpus:
         return {}
-    most = (
-        MOST_ENCODERS if any(getattr(features, "wants_gpu", False) for features in together.features) else MOST_ACTORS
-    )
+    most = MOST_ENCODERS if together.have_encoder else MOST_ACTORS
     per_gpu = min(most, max(1, cpus // gpus))
     part = int(PARTS / per_gpu) / PARTS
     return {"compute": ActorPoolStrategy(size=min(tasks, gpus * per_gpu)), "num_gpus": part, "num_cpus": 0}

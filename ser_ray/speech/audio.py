@@ -146,7 +146,7 @@ def _read_mono(recording: Recording | MediaRecording, start: int, stop: int) -> 
     """
     parts, extremes = [np.zeros(0, np.float32)], []
     for _, part_TC in recording.blocks(start, stop):
-        parts.append(mix(part_TC))
+        parts.append(average_channels(part_TC))
         if recording.n_channels > 1:
             extremes += [part_TC.min(), part_TC.max()]
     waveform_T = parts[-1] if len(parts) == 2 else np.concatenate(parts)
@@ -165,7 +165,7 @@ def _read_mono(recording: Recording | MediaRecording, start: int, stop: int) -> 
     return first_T, [note_cancelled(channel)]
 
 
-def mix(sound_TC: np.ndarray) -> np.ndarray:
+def average_channels(sound_TC: np.ndarray) -> np.ndarray:
     """Return the mean [T] of all channels: that of numpy to the bit, which takes long over rows of two."""
     if sound_TC.shape[1] == 1:
         return sound_TC[:, 0]
