@@ -149,6 +149,37 @@ def test_two_people_on_two_channels_of_a_call_are_heard_each_on_their_own(run, t
     pd.testing.assert_frame_equal(second, windows[windows["channel"] == 2].reset_index(drop=True))
 
 
+def test_clips_of_two_real_actors_stand_at_their_places_in_a_call(run, real, tmp_path):
+    """By turns, one actor a channel: each turn is answered as the clip by itself is, and the rest is silent."""
+    actors = [
+        sorted(folder.glob("*.flac"))[:3] for folder in sorted((real / "corpora" / "ravdess").glob("Actor_*"))[:2]
+    ]
+    sounds = [sf.read(path, dtype="float32") for pair in zip(*actors, strict=True) for path in pair]
+    (rate,), length = {rate for _, rate in sounds}, max(len(sound_T) for sound_T, _ in sounds)
+    call_TC = np.zeros((6 * length, 2), np.float32)
+    for turn, (sound_T, _) in enumerate(sounds):
+        call_TC[turn * length : turn * length + len(sound_T), turn % 2] = sound_T
+    path, turn_s = write(tmp_path / "call.wav", call_TC, rate, subtype="FLOAT"), length / rate
+    windows, _, content = answer(run, tmp_path / "out", path, window_s=turn_s, hop_s=turn_s, channels="separate")
+    heard = windows[windows["probability"].notna()].sort_values("start")
+    assert [*heard["channel"]] == [1, 2] * 3 and content["recordings"]["silent_windows"] == 6
+    np.testing.assert_allclose(heard["start"], np.arange(6) * turn_s, atol=0.01)
+    for turn, found in enumerate(heard["probabilities"]):
+        alone = call_TC[turn * length : (turn + 1) * length, turn % 2]
+        (expected,) = load_model(run).predict(alone, sample_rate=rate)["probabilities"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_odd_real_files_are_answered_or_silent(run, real, tmp_path):
+    paths = sorted((real / "oddities").rglob("*.wav"))
+    _, recordings, content = answer(run, tmp_path / "out", *paths)
+    assert [*recordings["file"]] == list(map(str, paths)) and content["recordings"]["rejected"] == 0
+    by_stem = recordings.assign(stem=[Path(name).stem for name in recordings["file"]]).set_index("stem")
+    assert by_stem.loc["1076_MTI_SAD_XX", "emotion"] is None and by_stem.loc["1076_MTI_SAD_XX", "answered_s"] == 0
+    assert by_stem.loc["OAF_food_fear", "sample_rate"] == 96_000
+
+
 def test_seconds_add_up_and_a_recording_says_how_much_of_it_is_which_emotion(run, tmp_path):
     sound = np.concatenate([speech(21.3), np.zeros(8 * RATE, np.float32), speech(6.1, seed=5)])
     path = write(tmp_path / "a.wav", sound)
