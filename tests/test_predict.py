@@ -176,7 +176,7 @@ def test_odd_real_files_are_answered_or_silent(run, real, tmp_path):
     _, recordings, content = answer(run, tmp_path / "out", *paths)
     assert [*recordings["file"]] == list(map(str, paths)) and content["recordings"]["rejected"] == 0
     by_stem = recordings.assign(stem=[Path(name).stem for name in recordings["file"]]).set_index("stem")
-    assert by_stem.loc["1076_MTI_SAD_XX", "emotion"] is None and by_stem.loc["1076_MTI_SAD_XX", "answered_s"] == 0
+    assert pd.isna(by_stem.loc["1076_MTI_SAD_XX", "emotion"]) and by_stem.loc["1076_MTI_SAD_XX", "answered_s"] == 0
     assert by_stem.loc["OAF_food_fear", "sample_rate"] == 96_000
 
 
