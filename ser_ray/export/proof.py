@@ -30,6 +30,9 @@ SECONDS = (0.3, 0.5, 0.8, 1.1, 1.5, 2.0, 2.5, 3.0, 3.3, 4.0, 5.0, 6.0, 7.5, 10.0
 CLIPS = 24  # Three of each emotion.
 BATCH = 4  # So many are also answered together.
 TOLERANCE = {"probabilities": 1e-4, "logits": 1e-3}
+# An encoder's states are rounded to half precision, which changes a probability by some 1e-3. Where a file's arithmetic
+# differs in the last bit, some of them are rounded the other way.
+ROUNDED = {"probabilities": 1e-3, "logits": 1e-2}
 RESAMPLED = {"probabilities": 0.05, "logits": 0.3}  # Where the graph resamples by another filter than the product.
 LEAST_RANGE = 0.01  # A proof in which no probability varies by so much is none.
 _TINY = 1e-30
@@ -82,7 +85,8 @@ def prove(together: Together, run: Runner, rate: int, known: dict[Features, Know
     """
     sounds = make_sounds(rate)
     expected_NC = np.stack([answer_first(together, sound_T, rate, known) for sound_T in sounds])
-    batches = (1,) if any(isinstance(kind, Encoder) for kind in together.features) else (1, BATCH)
+    by_encoder = any(isinstance(kind, Encoder) for kind in together.features)
+    batches = (1,) if by_encoder else (1, BATCH)
     probability, logit, given_NC = 0.0, 0.0, expected_NC
     for size in batches:
         parts = [run(*pad_sounds(sounds[i : i + size])) for i in range(0, len(sounds), size)]
@@ -99,7 +103,7 @@ def prove(together: Together, run: Runner, rate: int, known: dict[Features, Know
         probabilities=float(probability),
         logits=float(logit),
         varies=float(np.ptp(given_NC, axis=0).max()),
-        tolerance=TOLERANCE if same_rate else RESAMPLED,
+        tolerance=RESAMPLED if not same_rate else ROUNDED if by_encoder else TOLERANCE,
     )
 
 
