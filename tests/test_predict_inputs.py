@@ -24,7 +24,7 @@ from ser_ray.model.together import open_models
 from ser_ray.predict import inputs
 from ser_ray.predict import predict as predicting
 from ser_ray.predict.inputs import find_parts, find_pieces
-from ser_ray.predict.output import Output
+from ser_ray.predict.output import Output, gather
 from ser_ray.predict.predict import predict_recordings
 from ser_ray.predict.task import PredictConfig
 
@@ -108,6 +108,13 @@ def test_objects_are_listed_folder_by_folder_with_the_same_result(tmp_path):
         write(tmp_path / name, speech(0.1)) if name.endswith("wav") else (tmp_path / name).touch()
     folders = list(inputs._folders(f"file://{tmp_path}"))
     assert [file.path.rpartition("/")[2] for folder in folders for file in folder.files] == ["3.wav", "1.wav", "2.wav"]
+
+
+def test_small_tables_are_gathered_in_order_and_none_is_lost():
+    tables = [pa.table({"row": np.arange(start, start + count)}) for start, count in ((0, 3), (3, 1), (4, 0), (4, 5))]
+    gathered = list(gather(tables, 4))
+    assert [len(table) for table in gathered] == [4, 5]
+    assert pa.concat_tables(gathered)["row"].to_pylist() == list(range(9)) and not list(gather([], 4))
 
 
 def test_what_a_table_says_besides_is_carried_along(run, tmp_path):

@@ -49,6 +49,7 @@ RECORDINGS_SCHEMA = pa.schema(
 REJECTS_SCHEMA = pa.schema(
     [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("reason", pa.string())]
 )
+ROW_GROUP = 50_000  # rows; each group of a Parquet file costs the writer some kB until the file is closed
 _SAID = {"model": "model: another one", "recordings": "recordings: others"}  # instead of two digests
 
 
@@ -174,7 +175,7 @@ class Output:
 
         def fill(stream: BinaryIO) -> None:
             with pq.ParquetWriter(stream, schema.with_metadata(self.about), **COMPRESSION) as writer:
-                for table in self.read("parts", names):
+                for table in gather(self.read("parts", names), ROW_GROUP):
                     told = [json.loads(text or "{}") for text in table["carried"].to_pylist()] if given else []
                     table = table.drop_columns(["carried"])
                     for name, column in given.items():
@@ -207,6 +208,20 @@ class Output:
 
     def _path(self, folder: str, name: str) -> str:
         return storage.join(self.root, folder, f"{name}.parquet")
+
+
+def gather(tables: Iterable[pa.Table], least: int) -> Iterator[pa.Table]:
+    """Yield the rows of small tables in tables of so many rows or more, but for the last one."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        held.append(table.replace_schema_metadata(None))
+        rows += len(table)
+        if rows >= least:
+            yield pa.concat_tables(held).combine_chunks()
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _fill_csv(stream: BinaryIO, tables: Iterable[pa.Table], columns: Sequence[str], labels: Sequence[str]) -> None:
