@@ -26,6 +26,7 @@ from ser_ray.predict import predict as predicting
 from ser_ray.predict.inputs import find_parts, find_pieces
 from ser_ray.predict.output import Output, gather
 from ser_ray.predict.predict import predict_recordings
+from ser_ray.predict.predict_on_ray import GROUP_BYTES, MAX_GROUPED, group_tasks
 from ser_ray.predict.task import PredictConfig
 
 JOB = Path(__file__).parent.parent / "jobs" / "predict.py"
@@ -108,6 +109,18 @@ def test_objects_are_listed_folder_by_folder_with_the_same_result(tmp_path):
         write(tmp_path / name, speech(0.1)) if name.endswith("wav") else (tmp_path / name).touch()
     folders = list(inputs._folders(f"file://{tmp_path}"))
     assert [file.path.rpartition("/")[2] for folder in folders for file in folder.files] == ["3.wav", "1.wav", "2.wav"]
+
+
+@pytest.mark.parametrize(("tasks", "recordings", "size"), [(60, 1, 11 << 20), (256, 12, 192_000), (3, 1, 1 << 30)])
+def test_workers_are_given_tasks_in_groups_that_shrink_towards_the_end(tmp_path, tasks, recordings, size):
+    (piece,) = find_pieces([write(tmp_path / "a.wav", speech(1))])
+    dealt = {f"{k}": [piece._replace(size=size)] * recordings for k in range(tasks)}
+    groups = group_tasks(dealt, 2)
+    assert [name for group in groups for name in group] == list(dealt) and len(groups[-1]) == 1
+    lengths = [len(group) for group in groups]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] <= max(1, tasks // 4)
+    assert all(len(group) == 1 or len(group) * size <= GROUP_BYTES for group in groups)
+    assert all(len(group) == 1 or len(group) * recordings <= MAX_GROUPED for group in groups)
 
 
 def test_small_tables_are_gathered_in_order_and_none_is_lost():

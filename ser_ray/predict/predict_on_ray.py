@@ -78,9 +78,8 @@ class Actor:
         use_one_core()
         self.answerer = ray.get(answerer)
         self.answerer.together.settle()
-        self.problem = (
-            "" if torch.cuda.is_available() else "torch cannot use the GPU that Ray gave it; use --device cpu"
-        )
+        usable = torch.cuda.is_available()
+        self.problem = "" if usable else "torch cannot use the GPU that Ray gave it; use --device cpu"
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         """Do some tasks."""
