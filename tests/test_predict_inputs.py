@@ -264,7 +264,7 @@ class Pretends(predict_on_ray.Actor):  # where GPUs are mere names
 
 if sys.argv.pop(1) == "pretends":
     predict_on_ray.Actor = Pretends
-run_job(lambda argv: predict_job(argv), sys.argv[1:])
+run_job(predict_job, sys.argv[1:])
 """
 
 

@@ -96,8 +96,8 @@ class Tracker:
             self.bar.update(self.task, advance=count, note=self.note)
         elif now - self.spoke >= PLAIN_INTERVAL_S or self.done >= self.total:
             self.spoke = now
-            left = (self.total - self.done) / max(rate, 1e-9)
-            say(f"{self.title}: {self.done}/{self.total}, {self.note}, {left:.0f} s left")
+            left = f", {(self.total - self.done) / rate:.0f} s left" if rate else ""
+            say(f"{self.title}: {self.done}/{self.total}, {self.note}{left}")
 
 
 @contextmanager

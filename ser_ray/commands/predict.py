@@ -42,8 +42,8 @@ class _Flags:
             `speaker`; here or at URIs.
         output: Folder or URI for the answers; unfinished ones of the same model, flags and recordings go on. Without it
             a fresh one is made under `answers/`.
-        device: `cpu`; `cuda` for GPUs, each shared by processes that decode for it; or `auto`: GPUs for encoders, which
-            gain much by them, if there are any.
+        device: `cpu`; `cuda` for GPUs, each shared by processes that decode for it; or `auto`: GPUs for encoders, if
+            there are any.
         encoder: Where the models' encoders are now, if not where they were in training; told by their content.
         config: YAML or JSON file of flags and values; flags beat it.
     """

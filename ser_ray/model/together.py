@@ -89,7 +89,7 @@ class Together:
 
     @property
     def have_encoder(self) -> bool:
-        """Whether any of them hears by an encoder, which gains much by a GPU."""
+        """Whether any of them hears by an encoder, which `auto` puts on a GPU."""
         return any(getattr(features, "wants_gpu", False) for features in self.features)
 
     @property
