@@ -331,11 +331,11 @@ def test_memory_that_is_too_small_halves_the_batch_and_the_job_goes_on(whisper, 
     kernel = EncoderKernel(Encoder(whisper))
     whole, sizes = kernel.pool, []
 
-    def pool(waveform_BT):
+    def pool(waveform_BT, lengths_B):
         sizes.append(len(waveform_BT))
         if len(waveform_BT) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(waveform_BT)
+        return whole(waveform_BT, lengths_B)
 
     monkeypatch.setattr(kernel, "pool", pool)
     clips = [(speech(1, seed), str(seed)) for seed in range(7)]
@@ -343,7 +343,7 @@ def test_memory_that_is_too_small_halves_the_batch_and_the_job_goes_on(whisper, 
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     for (clip, _), row in zip(clips, rows, strict=True):
         assert_same(row[0], rows_of(Encoder(whisper).kernel(), clip)[0])
-    monkeypatch.setattr(kernel, "pool", lambda waveform_BT: (_ for _ in ()).throw(torch.OutOfMemoryError("all full")))
+    monkeypatch.setattr(kernel, "pool", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("all full")))
     with pytest.raises(torch.OutOfMemoryError):
         kernel.rows_of_clips(clips[:2], ("none",), 0)
 

@@ -1,9 +1,10 @@
 """Pretrained encoders at work: waveforms in, mean and deviation of every state out.
 
-Clips are cut to whole frames, and only clips of as many frames go through an encoder together: some encoders normalize
-over time before any mask could keep padding out. So a clip's row does not depend on what else is there.
+Clips are cut to whole frames. On CPUs only clips of as many frames go through an encoder together, so that a clip's row
+is the same to the last bit whatever else is there. A GPU, which a clip alone leaves idle, takes clips of nearly one
+length, where the encoder keeps their padding out (`kernels.padding`): the same row but for rounding.
 
-Shapes: B clips of one length, T samples, N frames, W width of a state, S states, D = 2W.
+Shapes: B clips, T samples, N frames, W width of a state, S states, D = 2W.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_ray.features.encoder import Encoder
 from ser_ray.features.encoder_files import HOP, SAMPLE_RATE, look_into
-from ser_ray.features.kernels import copies
+from ser_ray.features.kernels import copies, padding
 from ser_ray.features.kernels.pretrained import build_encoder
 from ser_ray.features.recipe import parse_augmentation
 from ser_ray.speech.audio import AudioError
@@ -119,39 +120,62 @@ class EncoderKernel:
         return first + (count - first) // HOP * HOP
 
     def _hear(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Return the row `[S, D]` of each waveform."""
-        alike: dict[int, list[int]] = {}
-        for place, waveform_T in enumerate(waveforms):
-            alike.setdefault(len(waveform_T), []).append(place)
+        """Return the row `[S, D]` of each waveform, in batches that memory allows."""
+        padded = padding.PADDED if self.device != "cpu" and self.network.takes_lengths else 0.0
         rows: list[Tensor] = [torch.empty(0)] * len(waveforms)
-        for places in alike.values():
-            batch_BT = torch.stack([waveforms[place] for place in places])
-            for place, row_SD in zip(places, self._hear_alike(batch_BT), strict=True):
+        todo = sorted(range(len(waveforms)), key=lambda place: -len(waveforms[place]))
+        while todo:
+            lengths = [len(waveforms[place]) for place in todo]
+            places = todo[: padding.count_alike(lengths, int(self.batch_s * SAMPLE_RATE), padded)]
+            row_BSD = None
+            try:
+                row_BSD = self._hear_together([waveforms[place] for place in places])
+            except torch.OutOfMemoryError:
+                if len(places) == 1:
+                    raise
+            if row_BSD is None:
+                torch.cuda.empty_cache()  # here, where the failed batch's own memory is free
+                self.batch_s = len(places) * lengths[0] / SAMPLE_RATE / 2
+                continue
+            for place, row_SD in zip(places, row_BSD, strict=True):
                 rows[place] = row_SD
+            todo = todo[len(places) :]
         return rows
 
-    def _hear_alike(self, waveform_BT: Tensor) -> Tensor:
-        """Return the rows `[B, S, D]` of waveforms, in batches that memory allows."""
-        most = max(1, int(self.batch_s * SAMPLE_RATE / waveform_BT.shape[1]))
-        if len(waveform_BT) > most:
-            return torch.cat([self._hear_alike(part_BT) for part_BT in waveform_BT.split(most)])
-        try:
-            return self.pool(waveform_BT.to(self.device)).cpu()
-        except torch.OutOfMemoryError:
-            if len(waveform_BT) == 1:
-                raise
-        torch.cuda.empty_cache()  # here, where the failed batch's own memory is free
-        self.batch_s = len(waveform_BT) * waveform_BT.shape[1] / SAMPLE_RATE / 2
-        return self._hear_alike(waveform_BT)
+    def _hear_together(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Return the rows `[B, S, D]` of waveforms, which are padded where they differ in length."""
+        counts = [len(waveform_T) for waveform_T in waveforms]
+        waveform_BT = nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True).to(self.device)
+        lengths_B = None if min(counts) == max(counts) else torch.tensor(counts, device=self.device)
+        return self.pool(waveform_BT, lengths_B).cpu()
 
-    def pool(self, waveform_BT: Tensor) -> Tensor:
-        """Return `[B, S, D]`: mean and standard deviation over frames of each state of clips of one length."""
+    def pool(self, waveform_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Return `[B, S, D]`: mean and standard deviation over frames of each state.
+
+        Args:
+            waveform_BT: Clips of whole frames.
+            lengths_B: Samples of each without padding; None where none is padded.
+        """
         if self.found.epsilon is not None:
-            variance_B1, mean_B1 = torch.var_mean(waveform_BT, 1, correction=0, keepdim=True)
-            waveform_BT = (waveform_BT - mean_B1) / (variance_B1 + self.found.epsilon).sqrt()
+            waveform_BT = _standardize(waveform_BT, lengths_B, self.found.epsilon)
+        heard = (waveform_BT,) if lengths_B is None else (waveform_BT, lengths_B)
         with torch.autocast(waveform_BT.device.type, torch.bfloat16, enabled=self.bf16):
-            states = [state_BNW.float() for state_BNW in self.network(waveform_BT)]
-        return torch.stack([torch.cat([s_BNW.mean(1), s_BNW.std(1, correction=0)], 1) for s_BNW in states], 1)
+            states = [state_BNW.float() for state_BNW in self.network(*heard)]
+        own_BN = None
+        if lengths_B is not None:
+            frames_B = (lengths_B - self.found.first_samples) // HOP + 1
+            own_BN = padding.own_mask(frames_B, states[0].shape[1])
+        return torch.stack([torch.cat(padding.mean_and_deviation(state_BNW, own_BN), 1) for state_BNW in states], 1)
+
+
+def _standardize(waveform_BT: Tensor, lengths_B: Tensor | None, epsilon: float) -> Tensor:
+    """Bring each clip to mean 0 and deviation 1, and what follows it to 0."""
+    if lengths_B is None:
+        variance_B1, mean_B1 = torch.var_mean(waveform_BT, 1, correction=0, keepdim=True)
+        return (waveform_BT - mean_B1) / (variance_B1 + epsilon).sqrt()
+    own_BT = padding.own_mask(lengths_B, waveform_BT.shape[1])
+    mean_B1, std_B1 = padding.mean_and_deviation(waveform_BT[..., None], own_BT)
+    return torch.where(own_BT, (waveform_BT - mean_B1) / (std_B1.square() + epsilon).sqrt(), 0.0)
 
 
 def _change(clip_T: Tensor, utterance_id: str, augmentations: Sequence[str], seed: int) -> Iterator[Tensor]:

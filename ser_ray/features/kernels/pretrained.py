@@ -3,12 +3,14 @@
 Whisper is ser_ray's own (`kernels.whisper`); the others are built by transformers or torchaudio. No file is executed,
 and no encoder's own code is run.
 
-Shapes: B clips of one length, T samples, N frames, W width.
+Shapes: B clips, T samples, N frames, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,20 @@ from torch import Tensor, nn
 
 from ser_ray.base.errors import UserError
 from ser_ray.features.encoder_files import Pretrained
+from ser_ray.features.kernels.padding import OwnGroupNorm, own_mask
 from ser_ray.features.kernels.whisper import WhisperEncoder
 from ser_ray.features.known_encoders import FAMILIES
 
 _UNUSED = "masked_spec_embed"  # which stands for what training hides
 _NAMED = 3  # of missing weights in a message
+_MASKED = ("wav2vec2", "hubert", "wavlm")  # by whose library padding meets one convolution only, as zeros
 
 
 def build_encoder(found: Pretrained, path: str) -> nn.Module:
     """Return the network of an encoder, whose `forward` takes clips `[B, T]` and returns its states, each `[B, N, W]`.
+
+    Where its `takes_lengths` is true, it takes padded clips, too, with the samples of each, `[B]`, and yields of a
+    clip's own frames what it yields of the clip alone.
 
     Args:
         found: What its files tell.
@@ -50,25 +57,66 @@ class _ByTransformers(nn.Module):
     def __init__(self, network: nn.Module, filter_banks: Any = None) -> None:
         super().__init__()
         self.network, self.filter_banks = network, filter_banks
+        config = network.config
+        self.takes_lengths = config.model_type in _MASKED and not getattr(config, "conv_pos_batch_norm", False)
+        self.first = _count_own_frames(network) if self.takes_lengths else None
 
-    def forward(self, heard: Tensor) -> Sequence[Tensor]:
+    def forward(self, heard: Tensor, lengths_B: Tensor | None = None) -> Sequence[Tensor]:
         if self.filter_banks is not None:  # clip by clip: it normalizes each by itself
             clips = [
                 self.filter_banks(clip_T, sampling_rate=16_000)["input_features"] for clip_T in heard.cpu().numpy()
             ]
             heard = torch.from_numpy(np.concatenate(clips)).float().to(heard.device)
-        return self.network(heard, output_hidden_states=True).hidden_states
+        own_BT = None if lengths_B is None else own_mask(lengths_B, heard.shape[1]).long()
+        with _counting(self.first, lengths_B):
+            return self.network(heard, attention_mask=own_BT, output_hidden_states=True).hidden_states
 
 
 class _ByTorchaudio(nn.Module):
     """An encoder of torchaudio."""
 
+    takes_lengths = True
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.first = _count_own_frames(network)
+        for layer in network.encoder.transformer.layers:
+            if type(layer.attention).__name__ == "WavLMSelfAttention":
+                layer.attention.register_forward_pre_hook(_mask_keys, with_kwargs=True)
 
-    def forward(self, waveform_BT: Tensor) -> Sequence[Tensor]:
-        return self.network.extract_features(waveform_BT)[0]
+    def forward(self, waveform_BT: Tensor, lengths_B: Tensor | None = None) -> Sequence[Tensor]:
+        with _counting(self.first, lengths_B):
+            return self.network.extract_features(waveform_BT, lengths_B)[0]
+
+
+def _mask_keys(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give WavLM the mask of padding by the only name under which torchaudio's takes it."""
+    mask_B1NN = named.pop("attention_mask")
+    return args, named | {"key_padding_mask": None if mask_B1NN is None else mask_B1NN[:, 0, 0]}
+
+
+def _count_own_frames(network: nn.Module) -> nn.Module | None:
+    """Have a network normalize over a clip's own time, and return the convolution before it; None if it never does."""
+    first = network.feature_extractor.conv_layers[0]
+    if not isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+        return None
+    first.layer_norm = OwnGroupNorm.like(first.layer_norm)
+    return first
+
+
+@contextmanager
+def _counting(first: nn.Module | None, lengths_B: Tensor | None) -> Iterator[None]:
+    """Tell the normalization after the first convolution how many frames are a clip's own."""
+    if first is None or lengths_B is None:
+        yield
+        return
+    (kernel,), (stride,) = first.conv.kernel_size, first.conv.stride
+    first.layer_norm.frames_B = (lengths_B - kernel).div(stride, rounding_mode="floor") + 1
+    try:
+        yield
+    finally:
+        first.layer_norm.frames_B = None
 
 
 def _build_whisper(found: Pretrained, path: str) -> nn.Module:
@@ -109,6 +157,7 @@ def _build_by_transformers(found: Pretrained, path: str) -> nn.Module:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # between parts of the library
     kind = getattr(transformers, FAMILIES[found.family].network)
     weights = _read_weights(found, path)
     try:

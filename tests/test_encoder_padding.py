@@ -1,0 +1,104 @@
+"""Clips of nearly one length go through an encoder on a GPU together, padded, and each is as it is alone."""
+
+import numpy as np
+import pytest
+import torch
+from test_encoders import speech, tiny_pipeline, with_transformers, write_wav2vec2, write_whisper
+
+from ser_ray.features.encoder import Encoder
+from ser_ray.features.kernels import padding
+from ser_ray.features.kernels.encoder import EncoderKernel
+
+CLIPS = [(2.0, 1.0), (1.372, 0.01), (1.96, 0.1), (0.5, 1.0), (2.0, 0.01), (0.04, 1.0)]  # seconds, and how loud
+
+
+def of_the_hub(kind):
+    def write(folder, monkeypatch):
+        import transformers
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = getattr(transformers, f"{kind}Config")(conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2, **sizes)
+        getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+        return str(folder)
+
+    return write
+
+
+def of_torchaudio(factory, norm):
+    def write(folder, monkeypatch):
+        folder.mkdir()
+        network = tiny_pipeline(monkeypatch, factory, "tiny.pth", norm)
+        torch.save(network.state_dict(), folder / "tiny.pth")
+        return str(folder / "tiny.pth")
+
+    return write
+
+
+KINDS = {
+    "whisper": lambda folder, _: write_whisper(folder),
+    "wav2vec2, group": lambda folder, _: write_wav2vec2(folder, "group"),
+    "wav2vec2, layer": lambda folder, _: write_wav2vec2(folder, "layer"),
+    "hubert": of_the_hub("Hubert"),
+    "wavlm": of_the_hub("WavLM"),
+    "wav2vec2 of torchaudio, group": of_torchaudio("wav2vec2_model", "group"),
+    "wav2vec2 of torchaudio, layer": of_torchaudio("wav2vec2_model", "layer"),
+    "wavlm of torchaudio, group": of_torchaudio("wavlm_model", "group"),
+    "wavlm of torchaudio, layer": of_torchaudio("wavlm_model", "layer"),
+}
+
+
+@with_transformers
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_no_clip(kind, tmp_path, monkeypatch):
+    """To 1e-4 of each state's scale, whatever is behind a clip; naive padding, for control, changes it by far more."""
+    kernel = EncoderKernel(Encoder(KINDS[kind](tmp_path / "encoder", monkeypatch)))
+    assert kernel.network.takes_lengths
+    clips = [torch.tensor(speech(seconds, seed)) * gain for seed, (seconds, gain) in enumerate(CLIPS)]
+    cut = [clip_T[: kernel._whole_frames(len(clip_T))] for clip_T in clips]
+    with torch.inference_mode():
+        alone_NSD = torch.cat([kernel._hear_together([clip_T]) for clip_T in cut])
+        together_NSD = kernel._hear_together(cut)
+        naive_NSD = kernel.pool(torch.nn.utils.rnn.pad_sequence(cut, batch_first=True))
+        again_NSD = torch.cat([kernel._hear_together([clip_T]) for clip_T in cut])
+    scale_NS1 = alone_NSD.square().mean(2, keepdim=True).sqrt()
+    assert ((together_NSD - alone_NSD).abs() <= 1e-4 * scale_NS1).all()
+    assert ((naive_NSD - alone_NSD).abs() > 1e-2 * scale_NS1)[3].any()
+    assert torch.equal(again_NSD, alone_NSD)  # nothing of a padded batch is left behind
+
+
+@with_transformers
+def test_an_encoder_that_cannot_keep_padding_out_hears_clips_of_one_length(tmp_path, monkeypatch):
+    """Several convolutions of data2vec-audio meet what is behind a clip."""
+    kernel = EncoderKernel(Encoder(of_the_hub("Data2VecAudio")(tmp_path, monkeypatch)))
+    assert not kernel.network.takes_lengths
+
+
+def test_batches_are_of_nearly_one_length_on_a_gpu_and_of_one_elsewhere(tmp_path, monkeypatch):
+    kernel = EncoderKernel(Encoder(write_whisper(tmp_path)))
+    whole, batches = kernel._hear_together, []
+
+    def hear(waveforms):
+        batches.append([len(waveform_T) // 320 for waveform_T in waveforms])
+        return whole(waveforms)
+
+    monkeypatch.setattr(kernel, "_hear_together", hear)
+    clips = [(speech(frames / 50, frames), str(frames)) for frames in (50, 100, 98, 20, 100, 96)]
+    alone = kernel.rows_of_clips(clips, ("none",), 0)
+    assert batches == [[100, 100], [98], [96], [50], [20]]
+    batches.clear()
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(torch, "tensor", lambda values, **_: torch.as_tensor(values))
+    kernel.device = "cuda"  # by name alone
+    together = kernel.rows_of_clips(clips, ("none",), 0)
+    assert batches == [[100, 100, 98, 96, 50], [20]]  # of the first less than an eighth is padding
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one[0], other[0], atol=2e-3)
+
+
+def test_a_batch_holds_what_memory_allows_and_little_padding():
+    assert padding.count_alike([10, 10, 9, 9, 5], most=1000, padded=1 / 8) == 4
+    assert padding.count_alike([10, 10, 9, 9, 5], most=30, padded=1 / 8) == 3
+    assert padding.count_alike([10, 10, 9], most=1000, padded=0.0) == 2
+    assert padding.count_alike([10, 10], most=5, padded=0.0) == 1
