@@ -139,9 +139,16 @@ def _features(
     features: Features, hearing: Hearing, where: str, first: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the places of the windows that are not silent, or of some of them, with their features."""
-    kernel = _kernel(features, where)
-    for place, sound_T in hearing.sounds(features.sample_rate, first, stop):
-        yield place, kernel.rows(sound_T, str(place), ("none",), 0)[0]
+    kernel, sounds = _kernel(features, where), hearing.sounds(features.sample_rate, first, stop)
+    if where == "cpu" or not hasattr(kernel, "rows_of_clips"):
+        yield from ((place, kernel.rows(sound_T, str(place), ("none",), 0)[0]) for place, sound_T in sounds)
+        return
+    while batch := list(islice(sounds, BATCH)):  # one window leaves a GPU idle
+        rows = kernel.rows_of_clips([(sound_T, str(place)) for place, sound_T in batch], ("none",), 0)
+        for (place, _), row in zip(batch, rows, strict=True):
+            if isinstance(row, Exception):
+                raise row
+            yield place, row[0]
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""Clips of nearly one length go through an encoder on a GPU together, padded, and each is as it is alone."""
+"""On a GPU clips go through an encoder together, padded where their lengths differ; each is as it is alone."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ from test_encoders import speech, tiny_pipeline, with_transformers, write_wav2ve
 from ser_ray.features.encoder import Encoder
 from ser_ray.features.kernels import padding
 from ser_ray.features.kernels.encoder import EncoderKernel
+from ser_ray.model import answers
+from ser_ray.model.windows import Hearing, WindowConfig, as_file
 
 CLIPS = [(2.0, 1.0), (1.372, 0.01), (1.96, 0.1), (0.5, 1.0), (2.0, 0.01), (0.04, 1.0)]  # seconds, and how loud
 
@@ -102,3 +104,26 @@ def test_a_batch_holds_what_memory_allows_and_little_padding():
     assert padding.count_alike([10, 10, 9, 9, 5], most=30, padded=1 / 8) == 3
     assert padding.count_alike([10, 10, 9], most=1000, padded=0.0) == 2
     assert padding.count_alike([10, 10], most=5, padded=0.0) == 1
+
+
+def test_windows_of_a_recording_go_through_an_encoder_on_a_gpu_in_batches(tmp_path, monkeypatch):
+    """With a stand-in, which is on the CPU; the last window is shorter, and one is silent."""
+    features = Encoder(write_whisper(tmp_path))
+    kernel, sizes = EncoderKernel(features), []
+    whole = kernel.rows_of_clips
+    monkeypatch.setattr(answers, "_kernel", lambda *_: kernel)
+    monkeypatch.setattr(kernel, "rows_of_clips", lambda clips, *more: sizes.append(len(clips)) or whole(clips, *more))
+    sound_T = speech(19.5)
+    sound_T[16_000:32_000] = 0
+    hearing = Hearing(as_file(sound_T, 16_000), WindowConfig(1.0), features)
+    alone = list(answers._features(features, hearing, "cpu"))
+    assert sizes == [1] * 19
+    sizes.clear()
+    together = list(answers._features(features, hearing, "cuda"))
+    assert sizes == [16, 3]
+    assert [place for place, _ in together] == [place for place, _ in alone] == [0, *range(2, 20)]
+    for (_, one), (_, other) in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
+    monkeypatch.setattr(kernel, "rows_of_clips", lambda clips, *_: [ValueError("no number")] * len(clips))
+    with pytest.raises(ValueError, match="no number"):
+        list(answers._features(features, hearing, "cuda"))
