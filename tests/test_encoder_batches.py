@@ -1,7 +1,10 @@
 """On a GPU clips go through an encoder together, padded where their lengths differ; each is as it is alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from test_encoders import speech, tiny_pipeline, with_transformers, write_wav2vec2, write_whisper
 
@@ -10,6 +13,10 @@ from ser_ray.features.kernels import padding
 from ser_ray.features.kernels.encoder import EncoderKernel
 from ser_ray.model import answers
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
+from ser_ray.predict import ahead
+from ser_ray.predict.inputs import find_pieces
+from ser_ray.predict.voices import open_hearing
+from ser_ray.speech.audio import AudioError
 
 CLIPS = [(2.0, 1.0), (1.372, 0.01), (1.96, 0.1), (0.5, 1.0), (2.0, 0.01), (0.04, 1.0)]  # seconds, and how loud
 
@@ -127,3 +134,36 @@ def test_windows_of_a_recording_go_through_an_encoder_on_a_gpu_in_batches(tmp_pa
     monkeypatch.setattr(kernel, "rows_of_clips", lambda clips, *_: [ValueError("no number")] * len(clips))
     with pytest.raises(ValueError, match="no number"):
         list(answers._features(features, hearing, "cuda"))
+
+
+def test_short_recordings_go_through_an_encoder_on_a_gpu_together(tmp_path, monkeypatch):
+    """With a stand-in, which is on the CPU; one of them is no sound, one is silent, and one too large to wait for."""
+    features = Encoder(write_whisper(tmp_path / "encoder"))
+    kernel, sizes = EncoderKernel(features), []
+    whole = kernel.rows_of_clips
+    monkeypatch.setattr(answers, "_kernel", lambda *_: kernel)
+    monkeypatch.setattr(kernel, "rows_of_clips", lambda clips, *more: sizes.append(len(clips)) or whole(clips, *more))
+    sounds = [speech(1.5), speech(2.5, 1), np.zeros(8_000, np.float32), speech(1.2, 2), speech(7, 3), speech(0.8, 4)]
+    for number, sound_T in enumerate(sounds):
+        sf.write(tmp_path / f"{number}.wav", sound_T, 16_000, subtype="FLOAT")
+    (tmp_path / "0a.wav").write_text("no sound")
+    monkeypatch.setattr(ahead, "SHORT_BYTES", 300_000)
+    monkeypatch.setattr(ahead, "WINDOWS", 5)
+    pieces = find_pieces([str(tmp_path / "*.wav")])
+    models = [SimpleNamespace(place=SimpleNamespace(type="cuda"))]
+    opening = ahead.Ahead(SimpleNamespace(features=[features], models=models), WindowConfig(1.0), pieces)
+    found = {}
+    for piece in pieces:
+        try:
+            hearing, file = opening.open(piece)
+        except AudioError:
+            found[piece.path] = "refused"
+            continue
+        with file:
+            found[piece.path] = list(answers._features(features, hearing, "cuda"))
+            alone = list(answers._features(features, open_hearing(piece, WindowConfig(1.0), features)[0], "cpu"))
+        assert [place for place, _ in found[piece.path]] == [place for place, _ in alone]
+        for (_, one), (_, other) in zip(found[piece.path], alone, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-3)
+    assert [type(rows) for rows in found.values()] == [list, str, *[list] * 5]
+    assert [size for size in sizes if size > 1] == [2 + 3, 0 + 2, 7]  # windows; those heard alone are of one each

@@ -90,15 +90,20 @@ def answer_plainly(run: str, paths: list[str]) -> float:
     """Answer recordings one after the other on one core; return the seconds."""
     from ser_ray.features.kernels.spectra import use_one_core
     from ser_ray.model.together import open_models
-    from ser_ray.predict.inputs import find_pieces
+    from ser_ray.predict.inputs import Piece, find_pieces
     from ser_ray.predict.task import PredictConfig, answer_piece
+    from ser_ray.predict.voices import open_hearing
 
     use_one_core()
-    together, pieces = open_models([run]), find_pieces(paths)
-    answer_piece(together, pieces[0], PredictConfig())  # warm
+    together, pieces, config = open_models([run]), find_pieces(paths), PredictConfig()
+
+    def answer(piece: Piece) -> None:
+        answer_piece(together, piece, open_hearing(piece, config.windows, together.features[0]), config)
+
+    answer(pieces[0])  # warm
     started = time.perf_counter()
     for piece in pieces:
-        answer_piece(together, piece, PredictConfig())
+        answer(piece)
     return time.perf_counter() - started
 
 

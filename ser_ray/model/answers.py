@@ -6,20 +6,23 @@ Shapes: T samples, W windows, C classes, F features.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from scipy.special import entr
 
 from ser_ray.features.arrays import encode_features
+from ser_ray.features.encoder import Encoder
 from ser_ray.features.spec import Features, Kernel
 from ser_ray.model.calibration import pool_answers
 from ser_ray.model.examples import Examples
 from ser_ray.model.speakers import Known, is_framed, sums_of
 from ser_ray.model.windows import Hearing
+from ser_ray.speech.audio import AudioError
 
 if TYPE_CHECKING:
     from ser_ray.model.model import Model
@@ -135,20 +138,52 @@ def _tabulate(batch: Sequence[tuple[int, np.ndarray]], hearing: Hearing, feature
     )
 
 
+def hear_together(features: Encoder, hearings: Sequence[Hearing], where: str) -> None:
+    """Have an encoder hear all windows of some short recordings at once, for `answer_windows` to take what it heard.
+
+    Args:
+        features: Of the encoder.
+        hearings: The recordings; one that cannot be read is left out.
+        where: `cpu` or `cuda`.
+    """
+    sounds: list[tuple[tuple[Hearing, int], np.ndarray]] = []
+    for hearing in hearings:
+        with suppress(AudioError, OSError):
+            sounds += [((hearing, place), sound_T) for place, sound_T in list(hearing.sounds(features.sample_rate))]
+    for (hearing, place), row in _hear_at_once(_kernel(features, where), sounds):
+        hearing.heard.setdefault(features, {})[place] = row
+
+
 def _features(
     features: Features, hearing: Hearing, where: str, first: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the places of the windows that are not silent, or of some of them, with their features."""
-    kernel, sounds = _kernel(features, where), hearing.sounds(features.sample_rate, first, stop)
+    if features in hearing.heard:
+        heard = islice(hearing.heard[features].items(), first, stop)
+    else:
+        heard = _hear(_kernel(features, where), hearing.sounds(features.sample_rate, first, stop), where)
+    for place, row in heard:
+        if isinstance(row, Exception):
+            raise row
+        yield place, row
+
+
+def _hear(
+    kernel: Kernel, sounds: Iterator[tuple[int, np.ndarray]], where: str
+) -> Iterator[tuple[int, np.ndarray | Exception]]:
+    """Yield the rows of some windows, which on a GPU are computed in batches: one leaves it idle."""
     if where == "cpu" or not hasattr(kernel, "rows_of_clips"):
         yield from ((place, kernel.rows(sound_T, str(place), ("none",), 0)[0]) for place, sound_T in sounds)
         return
-    while batch := list(islice(sounds, BATCH)):  # one window leaves a GPU idle
-        rows = kernel.rows_of_clips([(sound_T, str(place)) for place, sound_T in batch], ("none",), 0)
-        for (place, _), row in zip(batch, rows, strict=True):
-            if isinstance(row, Exception):
-                raise row
-            yield place, row[0]
+    while batch := list(islice(sounds, BATCH)):
+        yield from _hear_at_once(kernel, batch)
+
+
+def _hear_at_once(kernel: Kernel, sounds: Sequence[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, Any]]:
+    """Yield the row of each of some windows, or what is wrong with it, each behind what stood before its sound."""
+    rows = kernel.rows_of_clips([(sound_T, "") for _, sound_T in sounds], ("none",), 0)
+    for (place, _), row in zip(sounds, rows, strict=True):
+        yield place, row if isinstance(row, Exception) else row[0]
 
 
 @lru_cache(maxsize=4)

@@ -124,6 +124,7 @@ class Hearing:
         seconds: Length of the recording, or of the part.
         notes: What was done differently from what was asked (`speech.audio.NOTES`).
         conditions: What was measured of each channel that is heard, by its number; None of one that does not sound.
+        heard: What an encoder heard of its windows together with those of other recordings (`answers.hear_together`).
 
     Raises:
         AudioError: It cannot be used; the message says why.
@@ -152,6 +153,7 @@ class Hearing:
         self._lengths = max(1, int(window_s * rate)), max(1, int(hop_s * rate))
         self._offset = int(features.offset_s * rate) if start_s is None else 0
         self._scale, self._signals, self.notes = 1, [], recording.notes()
+        self.heard: dict[Features, dict[int, np.ndarray | Exception]] = {}
         self.windows, self.seconds = self._listen(config)
 
     def _listen(self, config: WindowConfig) -> tuple[list[Window], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,10 @@ from ser_ray.model.calibration import pool_answers
 from ser_ray.model.domain import join_domains
 from ser_ray.model.together import Together
 from ser_ray.model.windows import Hearing, WindowConfig
+from ser_ray.predict.ahead import Ahead
 from ser_ray.predict.inputs import Piece
 from ser_ray.predict.output import RECORDINGS_SCHEMA, REJECTS_SCHEMA, Output
-from ser_ray.predict.voices import LEAST_S, Voice, by_features, by_speaker, hear_voices, open_hearing
+from ser_ray.predict.voices import LEAST_S, Voice, by_features, by_speaker, hear_voices
 from ser_ray.speech.audio import AudioError, count_notes
 from ser_ray.store.crashes import Attempts
 
@@ -105,13 +107,17 @@ class Answerer:
         attempts = Attempts(self.output.attempts_path(name))
         windows, recordings, rejects, notes, short = [], [], [], [], 0
         kept_WC = self.output.read_shares(self.shares[name]) if name in self.shares else None
+        one_by_one = attempts.again or self._wants_voices  # in one's turn it shows who kills a worker
+        ahead = Ahead(self.together, self.config.windows, [] if one_by_one else pieces)
         for piece, voices in self._with_voices(pieces, attempts):
             try:
                 if not attempts.take(piece.name):
                     raise AudioError(CRASHED)
                 if piece.problem:
                     raise AudioError(piece.problem)
-                of_windows, of_recordings, of_notes = answer_piece(self.together, piece, self.config, voices, kept_WC)
+                opened = ahead.open(piece)
+                answered = answer_piece(self.together, piece, opened, self.config, voices, kept_WC)
+                of_windows, of_recordings, of_notes = answered
             except Exception as error:  # whatever is wrong with a recording, it costs that one only
                 reject = {"file": piece.path, "start": piece.start_s, "end": piece.end_s, "reason": _reason(error)}
                 rejects.append(reject)
@@ -129,11 +135,15 @@ class Answerer:
         attempts.end()
         return len(rejects), notes, short
 
+    @property
+    def _wants_voices(self) -> bool:
+        return any(model.speaker_norm for model in self.together.models)
+
     def _with_voices(
         self, pieces: Sequence[Piece], attempts: Attempts
     ) -> Iterator[tuple[Piece, dict[int, Voice] | None]]:
         """Yield recordings with what is known of the people in them, where a model wants to know."""
-        if not any(model.speaker_norm for model in self.together.models):
+        if not self._wants_voices:
             yield from ((piece, None) for piece in pieces)
             return
         for group in by_speaker(pieces):
@@ -151,6 +161,7 @@ def tell_unwritable(output: Output, error: OSError) -> str:
 def answer_piece(
     together: Together,
     piece: Piece,
+    opened: tuple[Hearing, io.IOBase],
     config: PredictConfig,
     voices: dict[int, Voice] | None = None,
     kept_WC: np.ndarray | None = None,
@@ -160,6 +171,7 @@ def answer_piece(
     Args:
         together: Who answers.
         piece: The recording.
+        opened: What `open_hearing` gives of it, which is closed here.
         config: How to answer.
         voices: What is known of the people in it, by channel, where the models ask for that.
         kept_WC: Answers to all of its windows that were given before, NaN for silent ones; others are not used.
@@ -173,7 +185,7 @@ def answer_piece(
     """
     labels = together.labels.names
     unsure = _too_short(voices or {}, config)
-    hearing, file = open_hearing(piece, config.windows, together.features[0])
+    hearing, file = opened
     with file:
         try:
             known = None if voices is None else by_features(voices)
