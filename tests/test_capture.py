@@ -295,7 +295,7 @@ def test_an_encoder_gives_on_the_gpu_the_states_that_it_gives_on_the_cpu(tmp_pat
         assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one)
 
 
-STEPS = ["tests", "speed", "fold", "predict", "folds"]
+STEPS = ["tests", "speed", "fold", "encoder", "predict", "folds"]
 
 
 def check_gpu(folder, python):
@@ -307,7 +307,7 @@ def check_gpu(folder, python):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_its_checks_say_so_and_run_nothing(tmp_path):
     done = check_gpu(tmp_path / "checks", sys.executable)
-    assert done.returncode == 2 and done.stdout.count("no GPU") == 5
+    assert done.returncode == 2 and done.stdout.count("no GPU") == 6
     assert [path.name for path in (tmp_path / "checks").iterdir()] == ["table.txt"]
 
 
@@ -321,4 +321,4 @@ def test_the_checks_of_a_gpu_end_in_one_table(tmp_path, fails, code):
     assert done.returncode == code, done.stdout
     table = [line.split() for line in (tmp_path / "checks" / "table.txt").read_text().splitlines()[1:]]
     assert [words[0] for words in table] == STEPS
-    assert [words[1] for words in table] == ["ok", "code" if code else "ok", "ok", "ok", "ok"]
+    assert [words[1] for words in table] == ["ok", "code" if code else "ok", "ok", "ok", "ok", "ok"]

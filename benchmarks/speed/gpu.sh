@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All checks that need a GPU, in under six minutes, and one table of what came out.
+# All checks that need a GPU, in under eight minutes, and one table of what came out.
 #
 #   bash benchmarks/speed/gpu.sh [FOLDER]            logs and figures go to FOLDER (default: gpu-checks)
-#   bash benchmarks/speed/gpu.sh FOLDER STEP...      these steps alone: tests, speed, fold, predict, folds
+#   bash benchmarks/speed/gpu.sh FOLDER STEP...      these steps alone: tests, speed, fold, encoder, predict, folds
 #
 # The last, which runs only when it is named, is six folds of three members of 80 epochs, in up to 6 minutes.
 #
@@ -12,7 +12,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-gpu-checks}
 steps=" ${*:2} "
-[ $# -gt 1 ] || steps=" tests speed fold predict "
+[ $# -gt 1 ] || steps=" tests speed fold encoder predict "
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 work=$(mktemp -d)
@@ -48,6 +48,7 @@ made() { "$python" -m ser_ray.speech.made --root "$work/$1" --clips "$2" >"$fold
 [ $gpu = yes ] && [[ $steps == *" fold "* ]] && made few 480
 step fold 95 'UAR' "$python" jobs/train.py --data "$work/few" --store "$work/few-store" --epochs 20 --device cuda \
   --output "$work/run"
+step encoder 110 'Distance' "$python" benchmarks/speed/encoder_gpu.py --json "$folder/encoder.json"
 step predict 120 '│ +[0-9]+ │.*%' "$python" benchmarks/speed/predict.py --device cuda --cores "$(nproc)" --minutes 100 --clips 1000 \
   --long-minutes 0 --json "$folder/predict.json"
 # All names that there are, RAVDESS's 1,440 among them.
@@ -62,6 +63,7 @@ for row in 'step|outcome|s|last word' "${rows[@]}"; do
   printf '%-8s %-12s %6s  %s\n' "$name" "$verdict" "$seconds" "$word"
 done | tee "$folder/table.txt"
 [ -f "$folder/predict.log" ] && grep -E 'loop|job,|GPU' "$folder/predict.log"
+[ -f "$folder/encoder.log" ] && grep -E 'bare loop|job, |GPUs waited' "$folder/encoder.log" | tail -6
 [ -f "$folder/speed.log" ] && grep -E 'loop|Ray Train' "$folder/speed.log" | tail -12
 [ $gpu = yes ] || exit 2
 ! tail -n +2 "$folder/table.txt" | grep -qvE '^[a-z]+ +ok'
