@@ -6,17 +6,20 @@
 The sound is noise that swells like speech, 48 kHz and 16 bits; the network is untrained, which costs the same. Speed is
 told as how many times faster it is than playing: 200 times is an hour in 18 seconds. The plain loop calls the functions
 that each task calls, in one process on one core; plain loops at once do so on as many cores as the job has, which share
-caches and memory, each a part of the recordings. The job does the same on Ray, whose start stands apart. Memory is the
-most that a process of its own had while it answered one recording.
+caches and memory, each a part of the recordings. The job does the same on Ray, whose start stands apart; once it runs,
+from when each core has done a task to the end of the last one. Memory is the most that a process of its own had while
+it answered one recording; that of a job on short clips is looked at every ten seconds.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,16 +30,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import soundfile as sf
 
 from ser_ray.base.console import say, show_table
 from ser_ray.base.settings import choice, parse_flags, pick_config, run_job
 
-sys.path.append(str(Path(__file__).parents[1]))  # where benchmarks have what they share
+sys.path.extend(str(Path(__file__).parents[2] / room) for room in ("benchmarks", "tests"))
 
+from local_cluster import descendants
 from shared import pss_mb, write_figures
 
 RATE, CLIP_S = 48_000, 2.0
+MOST_NAMES = 50_000  # Of one file; ext4 allows 65,000.
+LOOK_S, SHOWN = 10.0, 12  # How often memory is looked at, and how many looks are shown.
 
 
 @dataclass(frozen=True)
@@ -107,19 +114,56 @@ def answer_plainly(run: str, paths: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def answer_by_a_job(run: str, folder: str, output: Path, device: str) -> dict[str, Any]:
-    """Answer a folder on Ray, which runs; return the seconds, the accounts and the driver's memory."""
+def answer_by_a_job(run: str, folder: str, output: Path, flags: Flags) -> dict[str, Any]:
+    """Answer a folder on Ray, which runs; return the seconds, the accounts, and memory over time.
+
+    Returns:
+        `seconds`; `pace_s`, those that it would take at the pace it had once it ran; `accounts`; `memory`, rows of
+        seconds and MB of the driver and of the largest worker; and of a GPU how busy it was.
+    """
     from ser_ray.model.together import open_models
     from ser_ray.predict.output import Output
     from ser_ray.predict.predict import predict_recordings
     from ser_ray.predict.task import PredictConfig
 
-    together, started = open_models([run]).on(device), time.perf_counter()
-    with watch_gpu(device) as busy:
+    together, started = open_models([run]).on(flags.device), time.perf_counter()
+    with watch_gpu(flags.device) as busy, watch_memory() as memory:
         content = predict_recordings(together, [folder], PredictConfig(), Output(str(output)))
     seconds = time.perf_counter() - started
-    gpu = {"gpu_busy": sum(busy) / max(1, len(busy)) / 100} if device == "cuda" else {}
-    return {"seconds": seconds, "accounts": content["recordings"], "driver_mb": pss_mb("self"), **gpu}
+    gpu = {"gpu_busy": sum(busy) / max(1, len(busy)) / 100} if flags.device == "cuda" else {}
+    pace_s = measure_pace(output, flags.cores)
+    return {"seconds": seconds, "pace_s": pace_s, "accounts": content["recordings"], "memory": memory, **gpu}
+
+
+def measure_pace(output: Path, cores: int) -> float:
+    """Return the seconds that all windows take at the pace from when each core has done a task to the last one."""
+    files = (output / "windows").glob("*.parquet")
+    tasks = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in files)
+    windows = [rows for _, rows in tasks]
+    begun = min(cores, len(tasks) - 1)
+    return (tasks[-1][0] - tasks[begun - 1][0]) * sum(windows) / sum(windows[begun:])
+
+
+@contextmanager
+def watch_memory() -> Iterator[list[dict[str, float]]]:
+    """Yield a list that grows by the memory, MB, of this process and of the largest worker."""
+    rows: list[dict[str, float]] = []
+    started, over = time.perf_counter(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_S):
+            workers = [pid for pid, name in descendants(os.getpid()).items() if name.startswith("ray::MapBatches")]
+            at_s = time.perf_counter() - started
+            largest = max(map(pss_mb, workers), default=0.0)
+            rows.append({"seconds": at_s, "driver, MB": pss_mb("self"), "largest worker, MB": largest})
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield rows
+    finally:
+        over.set()
+        watcher.join()
 
 
 @contextmanager
@@ -192,27 +236,32 @@ def measure_speed(flags: Flags, run: str, folder: Path) -> dict[str, Any]:
     ray.init(address="local", num_cpus=flags.cores, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     connect()
     start_s = time.perf_counter() - started
-    answer_by_a_job(run, str(folder / "long"), folder / "warm", flags.device)  # workers start and import
-    job = answer_by_a_job(run, str(folder / "long"), folder / "job", flags.device)
+    answer_by_a_job(run, str(folder / "long"), folder / "warm", flags)  # workers start and import
+    job = answer_by_a_job(run, str(folder / "long"), folder / "job", flags)
     names = ("plain loop, one core", f"plain loops at once, cores: {flags.cores}", f"job, cores: {flags.cores}")
-    each = dict(zip(names, (plain_s, at_once_s, job["seconds"]), strict=True))
+    names += ("the job once it runs",)
+    each = dict(zip(names, (plain_s, at_once_s, job["seconds"], job["pace_s"]), strict=True))
     rows = [{"how": how, "seconds": took_s, "times as fast": whole_s / took_s} for how, took_s in each.items()]
     show_table(f"{whole_s / 60:.0f} minutes of 48 kHz", rows)
-    share = plain_s / flags.cores / job["seconds"]
-    at_once = at_once_s / job["seconds"]
-    say(f"The job, of {flags.cores} times one plain loop: {share:.0%}; of plain loops at once: {at_once:.0%}")
+    whole, running = ((plain_s / flags.cores / job[name], at_once_s / job[name]) for name in ("seconds", "pace_s"))
+    for when, (share, at_once) in (("The job", whole), ("Once it runs", running)):
+        say(f"{when}, of {flags.cores} times one plain loop: {share:.0%}; of plain loops at once: {at_once:.0%}")
     say(f"Start of Ray: {start_s:.1f} s")
-    figures = {"speed": rows, "share_of_cores": share, "share_of_loops": at_once, "start_s": start_s, "job": job}
+    figures = {"speed": rows, "whole": whole, "running": running, "start_s": start_s, "job": job}
     if flags.clips:
         (folder / "short").mkdir()
-        sf.write(folder / "short" / "0.wav", swelling(CLIP_S, 0), RATE)
-        for k in range(1, flags.clips):  # names of one file: what is read is the same, what is written is not
-            (folder / "short" / f"{k}.wav").hardlink_to(folder / "short" / "0.wav")
-        clips = answer_by_a_job(run, str(folder / "short"), folder / "clips", flags.device)
+        for k in range(flags.clips):  # names of few files: what is read is the same, what is written is not
+            if k % MOST_NAMES == 0:
+                sf.write(sound := folder / "short" / f"{k}.wav", swelling(CLIP_S, 0), RATE)
+            else:
+                (folder / "short" / f"{k}.wav").hardlink_to(sound)
+        clips = answer_by_a_job(run, str(folder / "short"), folder / "clips", flags)
         assert clips["accounts"]["answered"] == flags.clips, clips
-        row = {"clips": flags.clips, "a second": flags.clips / clips["seconds"], "driver, MB": clips["driver_mb"]}
+        row = {"clips": flags.clips, "a second": flags.clips / clips["seconds"]}
+        row |= {"once it runs": flags.clips / clips["pace_s"]}
         row |= {"GPU busy, long and short": f"{job['gpu_busy']:.0%}, {clips['gpu_busy']:.0%}"} if gpus else {}
         show_table("Short clips", [row])
+        show_table("Memory meanwhile", clips["memory"][:: -(-len(clips["memory"]) // SHOWN) or 1])
         figures["clips"] = clips | {"count": flags.clips}
     ray.shutdown()
     return figures

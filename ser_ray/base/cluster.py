@@ -44,6 +44,9 @@ def connect(verbose: bool = False) -> None:
     # Ray Train's controller fetches reports this often (its default is 2 s), and a worker waits until its last report
     # has been fetched: epochs may be shorter than that.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # Ray Data looks every 0.1 s what is done. With a thread that fetches what tasks tell, it needs two looks until it
+    # gives a worker the next task; without, one.
+    os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
     if not verbose:
         quiet()
     if ray.is_initialized():

@@ -255,7 +255,7 @@ def _calibrate(model: Model, rows: Rows, speakers: Speakers | None) -> pa.Table:
         What it says of them with that temperature (`tell_rows`).
     """
     examples = Examples.from_rows(rows, model.labels, speakers)
-    logits_NC = model.logits(examples, model.members[:1]).double().numpy()
+    logits_NC = replace(model, members=model.members[:1]).logits(examples).double().numpy()
     model.temperature = fit_temperature(logits_NC, examples.targets.numpy())
     return tell_rows(rows, softmax(logits_NC / model.temperature, axis=1), model.labels)
 

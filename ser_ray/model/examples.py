@@ -148,7 +148,8 @@ def moments(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor
 @torch.inference_mode()
 def predict_logits(network: nn.Module, examples: Examples, index_N: Tensor | None = None) -> Tensor:
     """Return `logits_NC` of some examples, or of all, none dropped; the network is left in evaluation mode."""
-    network.eval()
+    if network.training:
+        network.eval()
     index_N = torch.arange(len(examples), device=examples.offsets.device) if index_N is None else index_N
     by_length_N = examples.offsets.diff()[index_N].argsort(stable=True)  # clips of like length share a batch
     sizes = _batch_sizes(examples.offsets.diff()[index_N[by_length_N]].tolist(), FRAMES[index_N.device.type])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,15 +100,24 @@ class Model:
         usual_2F = torch.stack([standardize.mean_F, standardize.std_F]).cpu().numpy()
         return Speakers.of(self.features, usual_2F, known) if self.speaker_norm else None
 
-    def logits(self, examples: Examples, members: Sequence[nn.Module] | None = None) -> torch.Tensor:
-        """Return the mean logits `[N, C]` of all or some members over the views of each clip, on the CPU."""
+    @cached_property
+    def answering(self) -> list[nn.Module]:
+        """The members as they answer: each by the mean over the views of a clip, where there are views."""
+        if not self.views:
+            return self.members
+        return [Views(member, self.features, self.views).to(place_of(member)) for member in self.members]
+
+    def logits(self, examples: Examples) -> torch.Tensor:
+        """Return the mean logits `[N, C]` of all members over the views of each clip, on the CPU."""
         examples, answers, usual = examples.to(self.place), [], torch.backends.cudnn.conv.fp32_precision
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # so that a GPU answers as the CPU does
         try:
-            for member in self.members if members is None else members:
-                network, kept_on = Views(member, self.features, self.views) if self.views else member, place_of(member)
-                answers.append(predict_logits(network.to(self.place), examples).cpu())
-                member.to(kept_on)
+            for network in self.answering:
+                kept_on = place_of(network)
+                moves = kept_on.type != self.place.type  # to look through all modules takes as long as a short clip
+                answers.append(predict_logits(network.to(self.place) if moves else network, examples).cpu())
+                if moves:
+                    network.to(kept_on)
         finally:
             torch.backends.cudnn.conv.fp32_precision = usual
         return torch.stack(answers).mean(0)

@@ -100,8 +100,8 @@ class Together:
     def settle(self) -> None:
         """Bring all networks to where they answer, for a process that does nothing else with them."""
         for model in self.models:
-            for member in model.members:
-                member.to(model.place)
+            for network in model.answering:
+                network.to(model.place)
 
     @property
     def models(self) -> list[Model]:

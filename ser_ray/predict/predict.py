@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from ser_ray.predict.report import refuse_report, write_answers_report
 from ser_ray.predict.shares import SPREAD_BELOW, Share, Sharer, can_share, count_shares, name_shares
 from ser_ray.predict.task import Answerer, PredictConfig
 from ser_ray.predict.timeline import shorten, show_timelines, show_windows
-from ser_ray.predict.voices import LEAST_S, WHOLE_FILE_BYTES, by_speaker
+from ser_ray.predict.voices import LEAST_S, by_speaker
 from ser_ray.speech.audio import NOTES, AudioError, open_recording
 from ser_ray.speech.packed import open_sound
 
@@ -216,7 +215,7 @@ def _length_s(piece: Piece) -> float:
         return 0.0
     try:
         with open_sound(piece.path) as stream:
-            recording = open_recording(io.BytesIO(stream.read()) if piece.size <= WHOLE_FILE_BYTES else stream)
+            recording = open_recording(stream)
             whole_s = recording.n_frames / recording.rate
             recording.close()
     except (AudioError, OSError):

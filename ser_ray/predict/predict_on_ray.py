@@ -20,7 +20,7 @@ from ser_ray.predict.shares import Sharer
 from ser_ray.predict.task import Answerer, start_outcome
 
 MOST_ACTORS, MOST_ENCODERS = 16, 2  # On one GPU; an encoder takes more of its memory and time.
-GROUP_BYTES, MAX_GROUPED = 64 << 20, 200  # Largest group of tasks, in bytes of sound and in recordings.
+GROUP_BYTES, MAX_GROUPED = 128 << 20, 400  # Largest group of tasks, in bytes of sound and in recordings.
 PARTS = 10_000  # Ray deals GPUs in ten thousandths.
 
 _ANSWERERS: dict[ray.ObjectRef, Answerer | Sharer] = {}
@@ -91,13 +91,14 @@ class Actor:
 def group_tasks(tasks: Mapping[str, Sequence[Piece]], workers: int) -> list[list[str]]:
     """Deal tasks into groups that a worker is given at a time, fewer in each towards the end, so that none waits long.
 
-    Between two groups a worker waits for the driver, on a small machine 0.1 s, in which it would answer half a minute.
+    Between two groups a worker waits for Ray Data, which looks every 0.1 s what is done; so long half a minute of sound
+    takes.
     """
     names = list(tasks)
     sizes = [sum(piece.size for piece in tasks[name]) for name in names]
     groups, start = [], 0
     while start < len(names):
-        stop, most, size, recordings = start, max(1, (len(names) - start) // (2 * workers)), 0, 0
+        stop, most, size, recordings = start, -(-(len(names) - start) // (2 * workers)), 0, 0
         while stop == start or (stop < len(names) and stop - start < most):
             size, recordings = size + sizes[stop], recordings + len(tasks[names[stop]])
             if stop > start and (size > GROUP_BYTES or recordings > MAX_GROUPED):
