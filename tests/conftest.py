@@ -66,6 +66,7 @@ def local_ray(bucket_settings):
     with pytest.MonkeyPatch.context() as patch:  # workers have the environment in which Ray was started
         for name, value in bucket_settings.items():
             patch.setenv(name, value)
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "120000")  # what they imported serves later tests
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     cluster.connect()
     yield
@@ -94,6 +95,17 @@ def made_store(local_ray, made, tmp_path_factory):
     from ser_ray.store.pipeline import featurize
 
     return featurize(discover(made), FeaturizeConfig(), str(tmp_path_factory.mktemp("store") / "made"))
+
+
+@pytest.fixture(scope="session")
+def made_plain(local_ray, made, tmp_path_factory):
+    """A finished store of the made speech without changed copies of its clips."""
+    from ser_ray.features.recipe import FeaturizeConfig
+    from ser_ray.features.summary import Summary
+    from ser_ray.store.pipeline import featurize
+
+    config = FeaturizeConfig(Summary(), ("none",))
+    return featurize(discover(made), config, str(tmp_path_factory.mktemp("store") / "plain"))
 
 
 @pytest.fixture(scope="session")

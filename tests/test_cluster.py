@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from local_cluster import PATIENCE_S, ROOT, LocalCluster
 
+from ser_ray.experiment.protocols import SplitConfig
+from ser_ray.experiment.splits import split
+from ser_ray.speech.emotions import LabelSet
+from ser_ray.store.rows import open_rows
 from ser_ray.store.shards import METADATA
 from ser_ray.store.store import Store
 
@@ -67,15 +71,17 @@ def test_a_submitted_job_featurizes_on_all_nodes_what_one_machine_does(store, ma
     assert Store(str(root)).table(columns).equals(made_store.table(columns))
 
 
-def test_a_submitted_job_trains_on_all_nodes(cluster, store, tmp_path):
+def test_a_submitted_job_trains_on_all_nodes_and_drops_no_test_row(cluster, store, tmp_path):
     root, _ = store
+    tested = len(split(open_rows(Store(str(root))), LabelSet(), SplitConfig()).test)
+    assert tested % 3, "the workers do not divide the clips"
     flags = ("--store", root, "--output", tmp_path / "run", "--model", "cnn1d", "--epochs", "2", "--num-workers", "3")
     done = cluster.submit("jobs/train.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("3 workers on 3 nodes") == 2 and "succeeded" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert scores["timing"]["num_workers"] == 3 and scores["num_test"] > 0
+    assert scores["timing"]["num_workers"] == 3 and scores["num_test"] == tested
 
 
 def test_a_wrong_token_is_refused(cluster):

@@ -38,7 +38,7 @@ from ser_ray.store.sounds import unpack_sounds
 from ser_ray.store.store import Store
 from ser_ray.store.task import ShardWriter, read_in_task
 from ser_ray.training.batches import Batcher
-from ser_ray.training.settings import Compute, TrainConfig
+from ser_ray.training.settings import TrainConfig
 
 WHISPER = {
     **{"model_type": "whisper", "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2},
@@ -556,10 +556,17 @@ def test_speakers_of_few_clips_of_one_shape_are_brought_to_the_usual(whisper):
     np.testing.assert_allclose(flat.scale_and_shift("a")[0], 1 / LEAST_PART, rtol=0.2)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.fixture(scope="module")
+def heard(whisper, local_ray, made, tmp_path_factory):
+    """A finished store of what the tiny Whisper makes of the made speech."""
+    root = str(tmp_path_factory.mktemp("heard") / "store")
+    return featurize(ser_ray.discover(made), FeaturizeConfig(Encoder(whisper)), root)
+
+
+@pytest.mark.usefixtures("train_here")
 @pytest.mark.parametrize("speaker_norm", [False, True])
-def test_from_sound_to_answers_by_an_encoder(whisper, made, tmp_path, monkeypatch, speaker_norm):
-    store = featurize(ser_ray.discover(made), FeaturizeConfig(Encoder(whisper)), str(tmp_path / "store"))
+def test_from_sound_to_answers_by_an_encoder(whisper, heard, tmp_path, monkeypatch, speaker_norm):
+    store = heard
     assert pq.read_table(f"{store.root}/shards")["features"].type == pa.list_(pa.list_(pa.float16(), 32), 3)
     told = store.info()["features"]
     assert told["digest"] == Encoder(whisper).digest and told["licence"] and "of each layer" in told["states"]
@@ -567,7 +574,7 @@ def test_from_sound_to_answers_by_an_encoder(whisper, made, tmp_path, monkeypatc
         network=ProbeSpec(hidden=8), train=TrainConfig.usual(ProbeSpec, epochs=3), speaker_norm=speaker_norm
     )
     folder = RunFolder(str(tmp_path / "run"))
-    scores = ser_ray.run(store, wish, folder, Compute(num_workers="1"))
+    scores = ser_ray.run(store, wish, folder)
     assert scores["config"]["model"]["mixup"] == 0.4
     model = ser_ray.load(folder.root)
     assert (model.features, model.network) == (Encoder(whisper), ProbeSpec(hidden=8))
@@ -647,7 +654,7 @@ def test_scores_on_what_the_encoder_has_heard_are_labelled_leaky(made, tmp_path,
     folder = write_whisper(tmp_path / "whisper", _name_or_path="amiriparian/ExHuBERT")
     store = featurize(ser_ray.discover(made), FeaturizeConfig(Encoder(folder)), str(tmp_path / "store"))
     wish = Experiment(network=ProbeSpec(hidden=8), train=TrainConfig.usual(ProbeSpec, epochs=1))
-    scores = ser_ray.run(store, wish, RunFolder(str(tmp_path / "run")), Compute(num_workers="1"))
+    scores = ser_ray.run(store, wish, RunFolder(str(tmp_path / "run")))
     assert scores["leaks"]["leaky"] and scores["leaks"]["encoder"] in scores["notes"]
     assert scores["leaks"]["encoder"].startswith("The encoder amiriparian/ExHuBERT was trained on ")
     assert headline(scores).startswith("LEAKY encoder: UAR")

@@ -29,7 +29,7 @@ from ser_ray.scores.scores import MADE_SPEECH
 from ser_ray.scores.screen import show_scores
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.store.rows import open_rows
-from ser_ray.training.settings import Compute, TrainConfig
+from ser_ray.training.settings import TrainConfig
 from ser_ray.training.worker_rows import usual_speech
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -41,14 +41,15 @@ def todo(**settings):
     return Experiment(train=train, network=Cnn1dSpec(), **settings)
 
 
-def train(store, wish, root, command="", workers="1"):
-    return run(store, wish, RunFolder(str(root), command), Compute(num_workers=workers))
+def train(store, wish, root, command=""):
+    return run(store, wish, RunFolder(str(root), command))
 
 
 @pytest.fixture(scope="module")
 def finished(made_store, tmp_path_factory):
     root = str(tmp_path_factory.mktemp("run") / "first")
-    scores = train(made_store, todo(epochs=2), root, "python jobs/train.py")
+    with training_here():
+        scores = train(made_store, todo(epochs=2), root, "python jobs/train.py")
     show_scores(scores)
     return root, scores
 
@@ -176,14 +177,12 @@ def test_a_start_that_cannot_be_is_refused(heard, made_store, tmp_path):
     assert not root.exists()
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])  # 3 do not divide the clips
-def test_no_test_row_is_dropped(finished, made_store, tmp_path, workers):
-    _, scores = finished  # by one worker
-    if workers != "1":
-        scores = train(made_store, todo(), tmp_path / "run", workers=workers)
+def test_no_test_row_is_dropped(finished, made_store):
+    """Three workers, who do not divide the clips, are in `test_cluster.py`."""
+    _, scores = finished
     expected = split(open_rows(made_store), LabelSet(), SplitConfig())
     assert scores["num_test"] == len(expected.test)
-    assert scores["timing"]["num_workers"] == int(workers)
+    assert scores["timing"]["num_workers"] == 1
 
 
 def test_a_finished_run_is_not_overwritten_and_an_unfinished_one_not_mixed(finished, made_store, tmp_path):

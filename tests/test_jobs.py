@@ -16,13 +16,9 @@ from training_here import training_here
 from ser_ray.experiment.crossval import cross_validate
 from ser_ray.experiment.experiment import Experiment
 from ser_ray.experiment.protocols import SplitConfig
-from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.features.summary import Summary
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.speech import made as synthetic
-from ser_ray.speech.corpora import discover
-from ser_ray.store.pipeline import featurize
 from ser_ray.training.settings import TrainConfig
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -86,13 +82,6 @@ def cross_validated(made_store, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def plain_store(local_ray, made, tmp_path_factory):
-    """A store of the clips alone, as evaluations use it."""
-    root = str(tmp_path_factory.mktemp("plain") / "store")
-    return featurize(discover(made), FeaturizeConfig(Summary(), ("none",)), root).root
-
-
 @pytest.fixture
 def cv(cross_validated, tmp_path):
     """The cross-validation, as `runs/cv` of this test, and the flags by which it was made."""
@@ -135,8 +124,8 @@ def test_a_fold_of_other_settings_is_not_pooled(job, cv, made_store):
 
 
 @pytest.mark.usefixtures("local_ray", "cv")
-def test_an_evaluation_leaves_out_all_clips_of_speakers_who_were_heard(job, made, plain_store):
-    flags = ("--data", *made, "--store", plain_store, "--output", "runs/elsewhere")
+def test_an_evaluation_leaves_out_all_clips_of_speakers_who_were_heard(job, made, made_plain):
+    flags = ("--data", *made, "--store", made_plain.root, "--output", "runs/elsewhere")
     code, out, err = job("evaluate", "--run", "runs/cv/fold-0", *flags)
     assert (code, err) == (0, ""), err
     assert "left out: 6 clips, trained on" in out
@@ -152,10 +141,10 @@ def test_an_evaluation_leaves_out_all_clips_of_speakers_who_were_heard(job, made
 
 
 @pytest.mark.usefixtures("local_ray", "cv")
-def test_several_models_answer_by_their_product_for_speakers_whom_none_has_heard(job, made, plain_store):
+def test_several_models_answer_by_their_product_for_speakers_whom_none_has_heard(job, made, made_plain):
     for name, folds in (("first", (0,)), ("second", (1,)), ("together", (0, 1))):
         models = [f"runs/cv/fold-{fold}" for fold in folds]
-        flags = ("--data", *made, "--store", plain_store, "--output", f"runs/{name}")
+        flags = ("--data", *made, "--store", made_plain.root, "--output", f"runs/{name}")
         code, _, err = job("evaluate", "--run", *models, *flags)
         assert (code, err) == (0, ""), err
     scores = json.loads(Path("runs/together/metrics.json").read_text())

@@ -112,15 +112,25 @@ def own(monkeypatch):
     return Levels, Two
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_own_features_and_members_of_an_own_network_go_the_whole_way(own, made, tmp_path):
-    store = featurize(ser_ray.discover(made), FeaturizeConfig(Levels(parts=6)), str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def levels(local_ray, made, tmp_path_factory):
+    """A store of own features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ser_ray.base.registry._SPECS", {})
+        ser_ray.register(Levels)
+        config = FeaturizeConfig(Levels(parts=6))
+        return featurize(ser_ray.discover(made), config, str(tmp_path_factory.mktemp("levels") / "store"))
+
+
+@pytest.mark.usefixtures("train_here")
+def test_own_features_and_members_of_an_own_network_go_the_whole_way(own, levels, tmp_path):
+    store = levels
     features = pq.read_table(f"{store.root}/shards")["features"]
     assert features.type == pa.list_(pa.list_(pa.float32(), 2), 6) and len(features) == 96
     folder = RunFolder(str(tmp_path / "run"))
     train = TrainConfig.usual(Two, schedule="one-cycle", epochs=1)
     wish = Experiment(network=Two(hidden=5), train=train, members=2)
-    scores = ser_ray.run(store, wish, folder, Compute(num_workers="1"))
+    scores = ser_ray.run(store, wish, folder)
     assert scores["config"]["model"] == {"model": "two_layers", "hidden": 5, "speaker_norm": False}
     model = ser_ray.load(folder.root)
     assert (model.network, model.features) == (Two(hidden=5), Levels(parts=6))
@@ -148,15 +158,13 @@ def test_own_kinds_have_flags_of_their_own(own, job, made, tmp_path):
     assert code == 2 and "--width is for --model log_mel_resnet" in err
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_folds_of_an_own_network_reach_workers(own, made, tmp_path):
+def test_folds_of_an_own_network_reach_workers(own, levels, tmp_path):
     from ser_ray.experiment.crossval import cross_validate
     from ser_ray.experiment.protocols import SplitConfig
 
-    store = featurize(ser_ray.discover(made), FeaturizeConfig(Levels()), str(tmp_path / "store"))
     train = TrainConfig.usual(Two, epochs=1)
     wish = Experiment(network=Two(), train=train, split=SplitConfig(num_folds=2))
-    scores = cross_validate(store, wish, RunFolder(str(tmp_path / "run")), Compute(num_workers="1"))
+    scores = cross_validate(levels, wish, RunFolder(str(tmp_path / "run")), Compute(num_workers="1"))
     assert len(scores["folds"]) == 2
 
 

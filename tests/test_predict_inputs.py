@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from local_cluster import LocalCluster, descendants
+from local_cluster import LocalCluster
 from sound_files import encode
 from test_predict import a_model, answer, read, speech, write
 
 from ser_ray.model.files import save_model
 from ser_ray.model.together import open_models
-from ser_ray.predict import inputs
+from ser_ray.predict import inputs, predict_on_ray
 from ser_ray.predict import predict as predicting
 from ser_ray.predict.inputs import find_parts, find_pieces
 from ser_ray.predict.output import Output, gather
@@ -227,25 +226,25 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_rows_to_the_last_bit(run,
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(300)
-def test_a_worker_that_is_killed_costs_no_row_and_changes_none(run, tmp_path):
+def test_a_worker_that_is_killed_costs_no_row_and_changes_none(run, tmp_path, monkeypatch):
     for k in range(12):
         write(tmp_path / "in" / f"{k}.wav", speech(20, seed=k))
-    killed, over = [], threading.Event()
+    killed = tmp_path / "killed"
 
-    def kill_one() -> None:
-        while not killed and not over.wait(0.005):
-            for pid, name in descendants(os.getpid()).items():
-                if "_answer_in_task" in name and not killed:  # so is the process called while it is at a task
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+    def answer_or_die(tasks, answerer):
+        from ser_ray.predict import predict_on_ray as room
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+        if not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return room._answer_in_task(tasks, answerer)
+
+    monkeypatch.setattr(predict_on_ray, "_answer_in_task", answer_or_die)
     disturbed = answer(run, tmp_path / "out", tmp_path / "in")
-    over.set()
-    killer.join()
+    assert killed.exists()
+    monkeypatch.undo()
     undisturbed = answer(run, tmp_path / "undisturbed", tmp_path / "in")
-    assert killed and disturbed[2]["recordings"] == undisturbed[2]["recordings"]
+    assert disturbed[2]["recordings"] == undisturbed[2]["recordings"]
     for one, other in zip(disturbed[:2], undisturbed[:2], strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     assert disturbed[2]["recordings"]["seconds"] == pytest.approx(12 * 20)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 from scipy.special import log_softmax, softmax
+from training_here import training_here
 
 from ser_ray.experiment.crossval import cross_validate
 from ser_ray.experiment.evaluate import evaluate
@@ -24,7 +25,7 @@ from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.store.rows import open_rows
-from ser_ray.training.settings import Compute, TrainConfig
+from ser_ray.training.settings import TrainConfig
 
 LABELS = ("neutral", "happy", "sad")
 
@@ -73,8 +74,9 @@ def experiment(network):
 def runs(made_store, made_frames, tmp_path_factory):
     """Two cross-validated runs of two folds on different features: `cnn` and `resnet`."""
     root = tmp_path_factory.mktemp("runs")
-    for name, store, network in (("cnn", made_store, Cnn1dSpec()), ("resnet", made_frames, LogMelResNetSpec(width=4))):
-        cross_validate(store, experiment(network), RunFolder(str(root / name)), Compute(num_workers="1"))
+    with training_here():
+        cross_validate(made_store, experiment(Cnn1dSpec()), RunFolder(str(root / "cnn")))
+        cross_validate(made_frames, experiment(LogMelResNetSpec(width=4)), RunFolder(str(root / "resnet")))
     return root
 
 

@@ -21,6 +21,7 @@ from ser_ray.model.examples import Examples
 from ser_ray.model.speakers import Speakers, listen
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
+from ser_ray.networks.modules.cnn1d import Cnn1d
 from ser_ray.speech.emotions import LabelSet
 from ser_ray.store.rows import open_rows
 from ser_ray.training import fit, worker_rows
@@ -30,9 +31,11 @@ from ser_ray.training.loop import Work
 from ser_ray.training.settings import Compute, FrameAugmentConfig, TrainConfig
 from ser_ray.training.task import Method, Place, Task
 
-HERE = Workers(1, False, {"CPU": 4})
+HERE = Workers(1, False, {"CPU": 2})
+BY_WORKER = Place(Compute("1"), share=2)  # of Ray Train, with as many threads
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
 
 @pytest.fixture(autouse=True)
@@ -43,31 +46,21 @@ def threads():
     torch.set_num_threads(threads)
 
 
-def make_task(store, root, fold=0, network=None, **settings):
+def make_task(store, root, fold=0, network=None, copies=False, **settings):
     rows, network = open_rows(store), network or Cnn1dSpec()
+    rows = rows if copies else rows.take(rows.among("augmentation", ["none"]))
     parts = split(rows, LabelSet(), SplitConfig(fold=fold))
     changes = FrameAugmentConfig() if network.changes_frames else None
     method = Method(network, rows.recipe.features, parts.labels, TrainConfig.usual(network, **settings), changes)
     return Task(method, parts.train, parts.validation, str(root))
 
 
-def train(
-    store, root, on_epoch=lambda epoch: None, seen=None, in_process=False, compute=None, should_stop=None, **settings
-):
-    seen, shared = [] if seen is None else seen, None
+def name_tasks(*tasks):
+    return [replace(task, names={"task": k}) for k, task in enumerate(tasks)]
 
-    def note(epoch):
-        seen.append(epoch["epoch"])
-        on_epoch(epoch)
 
-    if in_process:
-        shared = worker_rows.share_rows(open_rows(store), LabelSet())
-    place = Place(Compute(**{"num_workers": "1", **(compute or {})}), here=HERE if in_process else None)
-    task = replace(make_task(store, root, **settings), should_stop=should_stop)
-    fitted = fit.train(task, place, note, shared)
-    epochs = [epoch["epoch"] for epoch in fitted.history]
-    assert list(dict.fromkeys(seen)) == epochs[len(epochs) - len(set(seen)) :]
-    return fitted
+def train_here(store, root, compile=False, **settings):
+    return fit.train(make_task(store, root, **settings), Place(Compute(compile=compile), here=HERE), [].append)
 
 
 def weights(fitted):
@@ -75,42 +68,99 @@ def weights(fitted):
 
 
 @pytest.fixture(scope="module")
-def whole(made_store, tmp_path_factory):
+def tasks(made_store, tmp_path_factory):
+    """Four trainings on shared rows.
+
+    A whole one; one of another fold; a second member, which learns from all and which nothing validates; and the first
+    two epochs of the whole one.
+    """
+    root = tmp_path_factory.mktemp("tasks")
+    whole, half = (make_task(made_store, root / f"epochs-{epochs}", epochs=epochs, seed=3) for epochs in (4, 2))
+    fold, member = (make_task(made_store, root / f"fold-{k}", fold=k, epochs=2, seed=4) for k in (1, 0))
+    member = replace(member, train=member.rows, validation=member.validation.take(np.zeros(0, int)))
+    return name_tasks(whole, fold, member, half)
+
+
+@pytest.fixture(scope="module")
+def by_workers(tasks):
+    """What two workers of Ray Train give, each of which does two of the trainings in turn, and what they told."""
+    told = []
+    return dict(fit.train_many(tasks, BY_WORKER, told.append, at_once=2)), told
+
+
+@pytest.fixture(scope="module")
+def whole(by_workers):
     """Four epochs that nothing disturbed."""
-    return train(made_store, tmp_path_factory.mktemp("whole"), epochs=4, seed=3)
+    return by_workers[0][0]
 
 
-def test_training_in_this_process_is_the_same_as_by_a_worker_of_ray_train(made_store, whole, tmp_path):
-    here = train(made_store, tmp_path / "here", in_process=True, epochs=4, seed=3)
-    assert torch.equal(weights(here), weights(whole)) and here.best_epoch == whole.best_epoch
-    for name in ("train_loss", "validation_uar", "learning_rate"):
-        assert [epoch[name] for epoch in here.history] == [epoch[name] for epoch in whole.history]
+def assert_same(one, other, validated=True):
+    assert torch.equal(weights(one), weights(other)) and one.best_epoch == other.best_epoch
+    for name in ("train_loss", "learning_rate", *(("validation_loss", "validation_uar") if validated else ())):
+        assert [epoch[name] for epoch in one.history] == [epoch[name] for epoch in other.history]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["whole", "fold", "member"])
+def test_training_in_this_process_is_the_same_as_by_a_worker_of_ray_train(by_workers, tasks, tmp_path, number):
+    """On rows of its own, and without a checkpoint."""
+    fitted, told = by_workers
+    here = fit.train(replace(tasks[number], root=str(tmp_path / "here")), Place(here=HERE), [].append)
+    assert_same(here, fitted[number], validated=number != 2)
     assert not (tmp_path / "here").exists()
+    epochs = [epoch["epoch"] for epoch in told if epoch["task"] == number]
+    assert epochs == [epoch["epoch"] for epoch in here.history] == list(range(1, 3 if number else 5))
 
 
-def test_what_goes_wrong_in_showing_an_epoch_is_not_lost(made_store, tmp_path):
-    def fail(epoch):
-        raise BrokenPipeError
+def test_several_that_train_in_this_process_on_shared_rows_end_as_each_alone(by_workers, tasks, tmp_path):
+    pair = [replace(task, root=str(tmp_path)) for task in tasks[1:3]]
+    shared, told = worker_rows.share_rows(pair[0].rows.union(pair[1].rows), LabelSet()), []
+    (_, fold), (_, member) = fit.train_many(pair, Place(here=HERE), told.append, shared)
+    assert [(epoch["task"], epoch["epoch"]) for epoch in told] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert_same(fold, by_workers[0][1])
+    assert_same(member, by_workers[0][2], validated=False)
+    assert not torch.equal(weights(fold), weights(member))
 
-    with pytest.raises(BrokenPipeError):
-        train(made_store, tmp_path, fail, epochs=1)
+
+@pytest.fixture(scope="module")
+def gone_on(by_workers, tasks, made_store, tmp_path_factory):
+    """What the training of two epochs comes to where it goes on to four, and the failure to show one of another."""
+    told = []
+
+    def show(epoch):
+        told.append(epoch)
+        if epoch["task"] == 1:
+            raise BrokenPipeError
+
+    other = make_task(made_store, tmp_path_factory.mktemp("shown"), epochs=1)
+    todo = name_tasks(replace(tasks[0], root=tasks[3].root), other)
+    trainings = fit.train_many(todo, BY_WORKER, show)
+    _, fitted = next(trainings)
+    with pytest.raises(Exception) as failure:
+        next(trainings)
+    return fitted, told, failure
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
-    train(made_store, tmp_path / "parts", epochs=2, seed=3)
-    parts = train(made_store, tmp_path / "parts", epochs=4, seed=3)
-    assert [epoch["epoch"] for epoch in parts.history] == [1, 2, 3, 4]
-    for name in ("train_loss", "validation_loss", "validation_uar", "learning_rate"):
-        assert [epoch[name] for epoch in parts.history] == [epoch[name] for epoch in whole.history]
-    assert parts.best_epoch == whole.best_epoch
-    assert torch.equal(weights(parts), weights(whole))
+def test_an_interrupted_run_ends_as_an_undisturbed_one(gone_on, whole):
+    fitted, told, _ = gone_on
+    assert [epoch["epoch"] for epoch in told if epoch["task"] == 0] == [3, 4]
+    assert [epoch["epoch"] for epoch in fitted.history] == [1, 2, 3, 4]
+    assert_same(fitted, whole)
     assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made_store, whole, tmp_path):
-    """It is the second network that it trains; the first, which is done, is not trained again."""
-    ended, killed, seen = tmp_path / "ended", [], []
+def test_what_goes_wrong_in_showing_an_epoch_is_not_lost(gone_on):
+    assert isinstance(gone_on[2].value, BrokenPipeError)
+
+
+@pytest.fixture(scope="module")
+def replaced(made_store, tmp_path_factory):
+    """What comes of trainings whose worker is killed in the second of them, while the third diverges.
+
+    Returns:
+        What the first two give, of which epochs was told, whom the kill hit, and why it ended.
+    """
+    root, killed, seen = tmp_path_factory.mktemp("replaced"), [], []
+    ended = root / "ended"
 
     def wait_after_the_second():  # in the worker, which would be done before it is killed
         with ended.open("a") as file:
@@ -126,23 +176,34 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(made
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    tasks = [
-        replace(make_task(made_store, tmp_path / str(k), epochs=epochs, seed=3), names={"task": k})
-        for k, epochs in enumerate((1, 4))
-    ]
-    tasks[1] = replace(tasks[1], should_stop=wait_after_the_second)
-    fitted = list(fit.train_many(tasks, Place(Compute("1")), kill_after_the_second))
+    first, second = (make_task(made_store, root / str(epochs), epochs=epochs, seed=3) for epochs in (1, 4))
+    second = replace(second, should_stop=wait_after_the_second)
+    third = make_task(made_store, root / "diverges", epochs=3, learning_rate=1e30)
+    trainings = fit.train_many(name_tasks(first, second, third), BY_WORKER, kill_after_the_second)
+    fitted = [next(trainings), next(trainings)]
+    with pytest.raises(UserError) as diverged:
+        next(trainings)
+    return fitted, seen, killed, str(diverged.value)
+
+
+@needs_proc
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_an_undisturbed_one(replaced, whole):
+    """It is the second network that it trains; the first, which is done, is not trained again."""
+    fitted, seen, killed, _ = replaced
     assert killed and [k for k, _ in fitted] == [0, 1] and torch.equal(weights(fitted[1][1]), weights(whole))
     again = [epoch for i, epoch in enumerate(seen) if epoch in seen[:i]]
     assert [*dict.fromkeys(seen)] == [(0, 1), *((1, epoch) for epoch in (1, 2, 3, 4))]
     assert again in ([], [(1, 3)]), "at most the epoch it was at is lost"
 
 
-@pytest.mark.parametrize("in_process", [False, True])
-def test_a_diverging_run_stops_and_says_so(made_store, tmp_path, in_process):
-    kept = "$" if in_process else r" \(the last good checkpoint is kept\)$"
-    with pytest.raises(UserError, match=f"NaN, infinite or above 100; lower --learning-rate{kept}"):
-        train(made_store, tmp_path, in_process=in_process, epochs=3, learning_rate=1e30)
+@pytest.mark.parametrize("in_process", [pytest.param(False, marks=needs_proc), True])
+def test_a_diverging_run_stops_and_says_so(made_store, tmp_path, request, in_process):
+    says = "the loss became NaN, infinite or above 100; lower --learning-rate"
+    if in_process:
+        with pytest.raises(UserError, match=f"^{says}$"):
+            train_here(made_store, tmp_path, epochs=3, learning_rate=1e30)
+    else:
+        assert request.getfixturevalue("replaced")[3] == f"{says} (the last good checkpoint is kept)"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +215,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     """In the order of the shards, without shuffling; the statistics that standardize them agree too."""
     spec, speaker_norm = network
     store = {"cnn1d": made_store, "log_mel_resnet": made_frames}[spec.name]
-    task = make_task(store, tmp_path, network=spec, batch_size=16)
+    task = make_task(store, tmp_path, network=spec, copies=True, batch_size=16)
     rows, method = task.train, task.method
     speakers = None
     if speaker_norm:
@@ -206,7 +267,9 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
 
 
 def test_rows_beyond_the_memory_budget_are_streamed(made_store, tmp_path, capsys):
-    fitted = train(made_store, tmp_path, epochs=2, compute={"memory_gb": 0.0, "num_workers": "2"})
+    place, told = Place(Compute("2", memory_gb=0.0)), []
+    fitted = fit.train(make_task(made_store, tmp_path, copies=True, epochs=2), place, told.append)
+    assert [epoch["epoch"] for epoch in told] == [1, 2]
     assert "more than --memory-gb, so they are streamed" in capsys.readouterr().out
     assert len(fitted.history) == 2 and fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
 
@@ -225,14 +288,12 @@ def test_workers_fit_the_cluster():
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", fit.CXX)), reason="needs a C++ compiler")
-def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_path):
+def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cnn1d, "CHANNELS", (16,))  # each layer takes its time to compile
+    monkeypatch.setattr(Cnn1d, "DROPOUTS", (0.0,))
     plain, bf16, compiled = (
-        train(made_store, tmp_path / name, epochs=2, **how)
-        for name, how in (
-            ("plain", {"in_process": True}),
-            ("bf16", {"in_process": True, "precision": "bf16"}),
-            ("compiled", {"precision": "bf16", "compute": {"compile": True}}),
-        )
+        train_here(made_store, tmp_path, epochs=2, **how)
+        for how in ({}, {"precision": "bf16"}, {"precision": "bf16", "compile": True})
     )
     for one, *others in zip(plain.history, bf16.history, compiled.history, strict=True):
         losses = [epoch["train_loss"] for epoch in (one, *others)]
@@ -244,7 +305,7 @@ def test_compiled_and_in_bfloat16_training_is_nearly_the_same(made_store, tmp_pa
 def test_compiling_without_a_compiler_is_refused(made_store, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
-        train(made_store, tmp_path, epochs=1, compute={"compile": True})
+        fit.train(make_task(made_store, tmp_path, epochs=1), Place(Compute("1", compile=True)), [].append)
 
 
 def test_folds_of_other_labels_have_targets_of_their_own(made_store, tmp_path):
@@ -257,26 +318,3 @@ def test_folds_of_other_labels_have_targets_of_their_own(made_store, tmp_path):
         (one,), targets = start.assignments, ray.get(start.examples)["targets"]
         emotions = task.train["emotion"].to_pylist()
         assert targets[one.work.train].tolist() == [task.method.labels.index(emotion) for emotion in emotions]
-
-
-@pytest.mark.parametrize("how", ["members", "folds", "here"])
-def test_several_that_train_on_shared_rows_end_as_each_alone(made_store, tmp_path, how):
-    tasks = []
-    for k in (0, 1):
-        task = make_task(made_store, tmp_path / f"{how}-{k}", fold=k if how == "folds" else 0, epochs=2, seed=3 + k)
-        if k and how != "folds":  # the second member learns from all, and nothing validates it
-            task = replace(task, train=task.rows, validation=task.validation.take(np.zeros(0, int)))
-        tasks.append(replace(task, names={"task": k}))
-    at_once, shared = (2 if how == "folds" else 1), None
-    place = Place(Compute("1"), share=at_once, here=HERE if how == "here" else None)
-    if how == "here":
-        shared = worker_rows.share_rows(tasks[0].rows.union(tasks[1].rows), LabelSet())
-    told = []
-    together = dict(fit.train_many(tasks, place, told.append, shared, at_once))
-    assert [sorted(epoch["epoch"] for epoch in told if epoch["task"] == k) for k in (0, 1)] == [[1, 2], [1, 2]]
-    for k, task in enumerate(tasks):  # on rows of its own, by as many threads
-        alone = fit.train(task, Place(here=Workers(1, False, {"CPU": 4 / at_once})), told.append)
-        assert torch.equal(weights(together[k]), weights(alone)) and together[k].best_epoch == alone.best_epoch
-        for name in ("train_loss", "learning_rate", *(["validation_uar"] if len(task.validation) else [])):
-            assert [epoch[name] for epoch in together[k].history] == [epoch[name] for epoch in alone.history]
-    assert not torch.equal(weights(together[0]), weights(together[1]))

@@ -133,9 +133,9 @@ def test_senseless_searches_are_refused(wrong):
 
 @pytest.mark.timeout(600)  # on a cluster of few CPUs it must not wait for ever
 @pytest.mark.usefixtures("local_ray", "train_here")
-def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
+def test_a_search_from_end_to_end(job, made_plain, tmp_path, monkeypatch):
     Path("space.yaml").write_text(SPACE.replace("16, 32", "32, 64"))  # the usual settings of cnn1d among them
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "3", "--space", "space.yaml")
+    wish = ("--store", made_plain.root, "--model", "cnn1d", "--epochs", "2", "--space", "space.yaml")
     wish = (*wish, "--max-concurrent", "2")
     there = tmp_path / "begun"
     there.mkdir()
@@ -163,7 +163,7 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
     trials.sort(key=lambda trial: trial["ended"])  # of equally good ones the first counts
     best = max(trials, key=lambda trial: trial["curve"][-1])
     flags = json.loads(Path("runs/search/best.json").read_text())
-    assert flags == {"model": "cnn1d", "epochs": 3, **best["values"]}
+    assert flags == {"model": "cnn1d", "epochs": 2, **best["values"]}
     run = json.loads(Path("runs/search/best/metrics.json").read_text())
     assert run["config"]["train"]["learning_rate"] == best["values"]["learning_rate"]
     table = pq.read_table("runs/search/trials.parquet")
@@ -180,13 +180,13 @@ def test_a_search_from_end_to_end(job, made_store, tmp_path, monkeypatch):
 
     code, _, err = job("tune", *wish, "--num-samples", "3", "--output", "runs/search")
     assert code == 2 and "--resume" in err
-    code, _, err = job("train", "--store", made_store.root, "--config", "runs/search/best.json", "--epochs", "1")
+    code, _, err = job("train", "--store", made_plain.root, "--config", "runs/search/best.json", "--epochs", "1")
     assert code == 0, err
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_search_that_cannot_go_on_or_tell_leaves_no_trace(job, made_store):
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1")
+def test_a_search_that_cannot_go_on_or_tell_leaves_no_trace(job, made_plain):
+    wish = ("--store", made_plain.root, "--model", "cnn1d", "--epochs", "1")
     code, _, err = job("tune", *wish, "--output", "runs/other", "--resume")
     assert code == 2 and "no search in" in err
     code, _, err = job("tune", *wish, "--output", "runs/other", "--mlflow", "http://127.0.0.1:9")
@@ -195,9 +195,9 @@ def test_a_search_that_cannot_go_on_or_tell_leaves_no_trace(job, made_store):
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("local_ray", "train_here")
-def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_store, tmp_path):
+def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_plain, tmp_path):
     Path("space.yaml").write_text("learning_rate: [1.0e+30, 2.0e+30]\n")  # all of them diverge
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--space", "space.yaml")
+    wish = ("--store", made_plain.root, "--model", "cnn1d", "--epochs", "1", "--space", "space.yaml")
     wish = (*wish, "--search", "random")
     code, out, err = job("tune", *wish, "--num-samples", "1", "--output", "runs/search")
     assert code == 2 and "no trial succeeded" in err and "NaN, infinite or above 100" in err
@@ -215,8 +215,8 @@ def test_a_search_goes_on_with_what_had_ended_and_survives_bad_trials(job, made_
 @pytest.mark.timeout(420)
 @pytest.mark.usefixtures("local_ray", "train_here")
 @pytest.mark.parametrize(("how", "workers", "at_once"), [("random", "2", "1"), ("tpe", "1", "2")])
-def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store, how, workers, at_once):
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "6", "--patience", "6")
+def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_plain, how, workers, at_once):
+    wish = ("--store", made_plain.root, "--model", "cnn1d", "--epochs", "6", "--patience", "6")
     wish += ("--search", how, "--no-early-stopping", "--max-concurrent", at_once, "--workers-per-trial", workers)
     code, _, err = job("tune", *wish, "--num-samples", "50", "--time-budget-s", "0.01", "--output", "runs/search")
     assert code == 0, err
@@ -229,7 +229,7 @@ def test_a_search_whose_time_is_up_ends_and_its_best_is_trained(job, made_store,
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)
 @pytest.mark.usefixtures("local_ray", "train_here")
-def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made_store):
+def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made_plain):
     killed = []
 
     def kill_the_first_two():
@@ -241,7 +241,7 @@ def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made
                 os.kill(pid, signal.SIGKILL)
 
     threading.Thread(target=kill_the_first_two, daemon=True).start()
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
+    wish = ("--store", made_plain.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
     code, out, err = job("tune", *wish, "--num-samples", "2", "--max-concurrent", "1", "--output", "runs/search")
     assert code == 0, err
     trials = [json.loads(path.read_text()) for path in Path("runs/search/trials").glob("*.json")]
@@ -250,42 +250,44 @@ def test_a_trial_whose_process_dies_is_begun_anew_and_fails_in_the_end(job, made
 
 
 @pytest.fixture(scope="module")
-def single_core():
-    """A cluster of one CPU."""
-    with LocalCluster(1) as cluster:
-        yield cluster
+def killed_search(made_plain, tmp_path_factory):
+    """A search on a cluster of one CPU, killed after its first trial and gone on with.
+
+    Returns:
+        Its trials' files at the kill and at its end, and what it said before and after the kill.
+    """
+    trials = tmp_path_factory.mktemp("killed") / "search" / "trials"
+    wish = ("--store", made_plain.root, "--model", "cnn1d", "--epochs", "1", "--inner-folds", "2")
+    wish = (ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--output", trials.parent)
+    with LocalCluster(1) as single_core:
+        job = single_core.start(*wish)
+        while not list(trials.glob("*.json")):
+            assert job.poll() is None, job.communicate()[0]
+            time.sleep(0.05)
+        kill_tree(job)
+        first, _ = job.communicate()
+        before = {path.name: path.read_text() for path in trials.glob("*.json")}
+        job = single_core.start(*wish, "--resume")
+        second, _ = job.communicate()
+    assert job.returncode == 0, second
+    return before, {path.name: path.read_text() for path in trials.glob("*.json")}, first, second
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)  # it must not wait for ever for a CPU that a trial of its own holds
-def test_a_search_on_a_single_core_comes_to_its_end(single_core, made_store, tmp_path):
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--search", "random")
-    job = single_core.start(ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--output", tmp_path / "search")
-    said, _ = job.communicate()
-    assert job.returncode == 0, said
-    assert "2 trials of up to 1 epochs, 1 at a time" in said and "trial 2/2" in said
-    trials = [json.loads(path.read_text()) for path in (tmp_path / "search" / "trials").glob("*.json")]
+def test_a_search_on_a_single_core_comes_to_its_end(killed_search):
+    _, after, first, second = killed_search
+    assert "2 trials of up to 2 epochs, 1 at a time" in first and "trial 2/2" in second
+    trials = list(map(json.loads, after.values()))
     began, ended = max(trial["began"] for trial in trials), min(trial["ended"] for trial in trials)
     assert began >= ended
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.timeout(420)
-def test_a_killed_search_goes_on_without_losing_trials(single_core, made_store, tmp_path):
-    trials = tmp_path / "search" / "trials"
-    wish = ("--store", made_store.root, "--model", "cnn1d", "--epochs", "1", "--inner-folds", "2")
-    wish = (ROOT / "jobs" / "tune.py", *wish, "--num-samples", "2", "--max-concurrent", "1", "--output", trials.parent)
-    job = single_core.start(*wish)
-    while not list(trials.glob("*.json")):
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.05)
-    kill_tree(job)
-    before = {path.name: path.read_text() for path in trials.glob("*.json")}
-    job = single_core.start(*wish, "--resume")
-    said, _ = job.communicate()
-    assert job.returncode == 0, said
+def test_a_killed_search_goes_on_without_losing_trials(killed_search):
+    before, after, _, said = killed_search
     assert f"{len(before)} of 2 trials have ended already" in said
-    after = {path.name: path.read_text() for path in trials.glob("*.json")}
     assert len(after) == 2 and before.items() <= after.items()
     finished = [trial for trial in map(json.loads, after.values()) if trial["status"] == "finished"]
     assert finished and all((trial["folds"], len(trial["curve"])) == (2, 2) for trial in finished)

@@ -7,7 +7,7 @@ import pytest
 TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "train_here")
 def test_the_tutorial_goes_from_a_folder_of_recordings_to_a_published_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = [part for part in TUTORIAL.read_text().split("```")[1::2] if part.startswith("python\n")]

@@ -14,7 +14,6 @@ import soundfile as sf
 
 from ser_ray.base import cluster, console
 from ser_ray.base.errors import UserError
-from ser_ray.speech import made as synthetic
 
 JOBS = Path(__file__).parent.parent / "jobs"
 PATIENCE_S = 30
@@ -87,13 +86,31 @@ def test_an_empty_address_asks_for_a_ray_of_the_jobs_own(monkeypatch, address):
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "0\n"
 
 
-def test_a_temp_folder_as_long_as_batch_systems_make_it(tmp_path):
-    long = tmp_path / "job" / "x".ljust(150, "x")
+@pytest.fixture(scope="module")
+def odd_place(tmp_path_factory):
+    """A folder with a table and a store that a job made of it, and that job: characters beyond ASCII, a long TMPDIR.
+
+    The table, which is a user's own, names clips of five speakers and a file that is empty.
+    """
+    folder = tmp_path_factory.mktemp("odd")
+    rows = ["path,emotion,speaker_id"]
+    for speaker in ("anna", "bert", "cleo", "dora", "egon"):
+        for emotion in ("happy", "sad"):
+            rows.append(f"{speaker} {emotion} ü.wav,{emotion},{speaker}")
+            noise = np.random.default_rng(len(rows)).normal(0, 0.1, 16_000)
+            sf.write(folder / f"{speaker} {emotion} ü.wav", noise, 16_000)
+    (folder / "leer ü.wav").write_bytes(b"")
+    (folder / "own.csv").write_text("\n".join([*rows, "leer ü.wav,sad,anna"]), encoding="utf-8")
+    long = folder / "job" / "x".ljust(150, "x")
     long.mkdir(parents=True)
-    speech = synthetic.write_speech(str(tmp_path / "speech"), clips=16, processes=1)
-    done = run_job_by_hand(tmp_path, "featurize", "--data", *speech, "--store", "store", TMPDIR=str(long))
+    flags = ("--data", "own.csv", "--features", "summary", "--store", "store")
+    return folder, run_job_by_hand(folder, "featurize", *flags, PYTHONIOENCODING="ascii", TMPDIR=str(long))
+
+
+def test_a_temp_folder_as_long_as_batch_systems_make_it(odd_place):
+    _, done = odd_place
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"Featurizing: 16/16" in done.stdout
+    assert b"Featurizing: 11/11" in done.stdout
 
 
 def test_sockets_lie_where_their_paths_are_short_and_files_can_be_made(monkeypatch):
@@ -115,22 +132,18 @@ def test_sockets_lie_where_their_paths_are_short_and_files_can_be_made(monkeypat
     assert "\n" not in str(error.value)
 
 
-def test_an_output_of_few_characters_ends_no_job(tmp_path):
-    """A table of one's own and a file that is empty bring characters beyond ASCII."""
-    rows = ["path,emotion,speaker_id"]
-    for speaker in ("anna", "bert", "cleo", "dora", "egon"):
-        for emotion in ("happy", "sad"):
-            rows.append(f"{speaker} {emotion} ü.wav,{emotion},{speaker}")
-            noise = np.random.default_rng(len(rows)).normal(0, 0.1, 16_000)
-            sf.write(tmp_path / f"{speaker} {emotion} ü.wav", noise, 16_000)
-    (tmp_path / "leer ü.wav").write_bytes(b"")
-    (tmp_path / "own.csv").write_text("\n".join([*rows, "leer ü.wav,sad,anna"]), encoding="utf-8")
-    flags = ("--data", "own.csv", "--num-folds", "2", "--model", "cnn1d", "--epochs", "1")
-    done = run_job_by_hand(tmp_path, "train", *flags, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, b"")
+@pytest.mark.usefixtures("local_ray", "train_here")
+def test_an_output_of_few_characters_ends_no_job(odd_place, job, monkeypatch):
+    folder, done = odd_place
     said = done.stdout.decode("ascii")
     assert "Rejected: 1 x empty file, such as" in said and "leer ?.wav" in said
     assert re.search(r"\| own +\| +11 \| +- \|", said) and "+----" in said
+    monkeypatch.setattr(sys, "stdout", stream := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    wish = ("--data", folder / "own.csv", "--store", folder / "store", "--num-folds", "2", "--fold", "all")
+    code, _, err = job("train", *wish, "--model", "cnn1d", "--epochs", "1", "--output", "run")
+    stream.flush()
+    said = stream.buffer.getvalue().decode("ascii")
+    assert (code, err) == (0, "") and "epoch   1/1" in said and "+/-" in said
 
 
 @pytest.mark.parametrize(

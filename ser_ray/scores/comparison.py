@@ -12,7 +12,7 @@ from ser_ray.base import storage
 from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.model.together import Weighing
-from ser_ray.scores import metrics, report
+from ser_ray.scores import metrics
 from ser_ray.scores.run_folder import read_run
 
 
@@ -31,6 +31,8 @@ def compare_runs(root_a: str, root_b: str, page: str, command: str) -> dict[str,
     Raises:
         UserError: A run is not finished, or they share no clips or not the labels.
     """
+    from ser_ray.scores import report  # with matplotlib
+
     (scores_a, predictions_a), (scores_b, predictions_b) = read_run(root_a), read_run(root_b)
     if scores_a["labels"] != scores_b["labels"]:
         raise UserError("the two runs have different labels: compare runs with the same --labels")

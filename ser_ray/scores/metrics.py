@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from ser_ray.base.errors import UserError
 
@@ -44,6 +43,9 @@ def score(predictions: pa.Table, labels: Sequence[str], *, resamples: int = 2000
         UserError: There are no clips to score.
         ValueError: An emotion, a prediction, or a row of probabilities does not fit the labels.
     """
+    # A job that is refused need not wait for this import.
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     if not predictions.num_rows:
         raise UserError("no clips to score: choose test data that has some of the labels " + ", ".join(labels))
     predictions = predictions.sort_by("utterance_id")
@@ -201,6 +203,8 @@ def _probabilities(table: pa.Table, labels: Sequence[str]) -> np.ndarray:
 
 
 def _scores(targets_N: np.ndarray, predicted_N: np.ndarray) -> dict:
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
     _, recall, f1, _ = precision_recall_fscore_support(
         targets_N, predicted_N, labels=np.unique(targets_N), average="macro", zero_division=0
     )

@@ -28,7 +28,7 @@ from ser_ray.base.console import say
 from ser_ray.base.errors import UserError
 from ser_ray.model.files import fold_roots
 from ser_ray.model.together import VALIDATION
-from ser_ray.scores import metrics, report
+from ser_ray.scores import metrics
 from ser_ray.scores.scores import Scores
 from ser_ray.store.store import Store, differences
 
@@ -103,6 +103,8 @@ class RunFolder:
         Returns:
             The content of `metrics.json`.
         """
+        from ser_ray.scores import report  # with matplotlib, which a job that is refused need not wait for
+
         if history:
             text = io.StringIO()
             writer = csv.DictWriter(text, fieldnames=list(history[0]))

@@ -34,7 +34,6 @@ from ser_ray.experiment.run import run
 from ser_ray.experiment.splits import Split
 from ser_ray.model.speakers import Speakers, listen
 from ser_ray.networks.space import Space
-from ser_ray.scores import report
 from ser_ray.scores.run_folder import RunFolder
 from ser_ray.search.space import TuneConfig, flags_of, put_in
 from ser_ray.search.trials import Recorder, ranked, read_trials, said
@@ -91,6 +90,8 @@ def tune(store: Store, search: Search, folder: RunFolder) -> dict[str, Any]:
     Raises:
         UserError: The search is not possible here, or no trial succeeded.
     """
+    from ser_ray.scores import report  # with matplotlib
+
     inner = folder.inner("best")
     inner.refuse_finished()
     rows = choose_rows(open_rows(store), search.experiment)
