@@ -1,6 +1,7 @@
 """Answers for any recordings: a call with two speakers, hours of tape, folders with odd files in them."""
 
 import dataclasses
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -17,10 +18,12 @@ from ser_ray.base.errors import UserError
 from ser_ray.features.arrays import shape_of
 from ser_ray.features.log_mel import LogMel
 from ser_ray.features.summary import Summary
+from ser_ray.model import model as models
 from ser_ray.model.answers import answer_windows
 from ser_ray.model.files import load_model, save_model
 from ser_ray.model.model import Model
 from ser_ray.model.together import open_models
+from ser_ray.model.views import Views
 from ser_ray.model.windows import Hearing, WindowConfig, as_file
 from ser_ray.networks.cnn1d import Cnn1dSpec
 from ser_ray.networks.log_mel_resnet import LogMelResNetSpec
@@ -384,6 +387,28 @@ def test_answers_on_ray_and_in_one_process_are_the_same(run, tmp_path, monkeypat
 def test_long_or_many_recordings_are_work_for_ray(tmp_path, monkeypatch):
     paths = [write(tmp_path / f"{k}.wav", np.zeros(100 * 1000), 1000) for k in range(6)]
     assert not predicting.are_few(find_pieces(paths)) and predicting.are_few(find_pieces(paths[:5]))
+
+
+def test_how_long_a_recording_is_its_header_tells_without_the_rest(tmp_path, monkeypatch):
+    taken = []
+
+    class Counting(io.BytesIO):
+        def read(self, size=-1):
+            taken.append(len(part := super().read(size)))
+            return part
+
+    pieces = find_pieces([write(tmp_path / "a.wav", np.zeros(250 * RATE))])
+    monkeypatch.setattr(predicting, "open_sound", lambda path: Counting(Path(path).read_bytes()))
+    assert predicting.are_few(pieces) and 0 < sum(taken) < pieces[0].size / 10
+
+
+def test_the_views_of_a_network_are_made_for_the_first_recording_alone(monkeypatch):
+    made = []
+    monkeypatch.setattr(models, "Views", lambda *given: made.append(Views(*given)) or made[-1])
+    model = dataclasses.replace(a_model(), views=((1.0, 0.0), (0.85, 1.5)))
+    first, second = (model.predict(speech(2), sample_rate=RATE) for _ in range(2))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert len(made) == 1
 
 
 def test_a_model_of_made_speech_says_so(job, tmp_path):
