@@ -19,15 +19,23 @@ from ser_ray.speech.corpora import discover
 # Files that take longest, in this order, so that both processes of pytest end together.
 LONGEST = [
     "training",
-    "cluster",
     "tuning",
-    "featurize",
-    "readme",
-    "own_kinds",
-    "experiment",
-    "resume",
-    "predict",
+    "cluster",
     "jobs",
+    "object_storage",
+    "gpus_by_name",
+    "export",
+    "own_kinds",
+    "featurize",
+    "encoders",
+    "resume",
+    "readme",
+    "where_it_runs",
+    "predict_inputs",
+    "made_speech_is_said",
+    "tutorial",
+    "experiment",
+    "together",
 ]
 
 

@@ -17,10 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import soundfile as sf
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from local_cluster import LocalCluster
 
 from ser_ray.base import storage
 from ser_ray.base.errors import UserError
@@ -413,41 +411,3 @@ def test_a_thousand_damaged_files_are_each_featurized_or_rejected(tmp_path):
     assert counts["featurized"] > 100 and counts["rejected"] > 100
     assert not [reject for reject in store.rejects() if reject.reason.startswith(featurize_task.INTERNAL)]
     assert np.isfinite(np.stack(store.table(["utterance_id", "augmentation", "features"])["features"].to_numpy())).all()
-
-
-ON_ACTORS = """
-import sys
-from ser_ray.base.settings import run_job
-from ser_ray.store import pipeline as room
-from ser_ray.base.cluster import connect
-from ser_ray.speech.audio import NOTES
-from ser_ray.speech.corpora import discover
-from ser_ray.features.recipe import FeaturizeConfig
-from ser_ray.features.summary import Summary
-
-Summary.cpu_only = False  # actors are the same for all features
-
-class OnCpu(room.ShardWriter):  # where GPUs are mere names
-    where = sys.argv[1]
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments[:-1], self.where)
-
-room.ShardWriter = OnCpu
-connect()
-run_job(lambda argv: room.featurize(discover(argv[2:]), FeaturizeConfig(), argv[1], "cuda"))
-"""
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_actors_on_gpus_write_the_same_rows_or_say_why_not(made, made_store, tmp_path):
-    with LocalCluster(1, "--num-gpus=1") as cluster:
-        said, code = {}, {}
-        for device in ("cuda", "cpu"):
-            job = cluster.start("-c", ON_ACTORS, device, tmp_path / "store", *made)
-            said[device], _ = job.communicate()
-            code[device] = job.returncode
-    assert code == {"cuda": 2, "cpu": 0}, said
-    assert "torch cannot use the GPU that Ray gave it" in said["cuda"] and "Traceback" not in said["cuda"]
-    columns = [*METADATA, "features"]
-    assert Store(str(tmp_path / "store")).table(columns).equals(made_store.table(columns))

@@ -158,10 +158,11 @@ def test_own_kinds_have_flags_of_their_own(own, job, made, tmp_path):
     assert code == 2 and "--width is for --model log_mel_resnet" in err
 
 
-def test_folds_of_an_own_network_reach_workers(own, levels, tmp_path):
+def test_folds_of_an_own_network_reach_workers(own, levels, tmp_path, monkeypatch):
     from ser_ray.experiment.crossval import cross_validate
     from ser_ray.experiment.protocols import SplitConfig
 
+    monkeypatch.setattr("ser_ray.experiment.crossval._side_by_side", lambda compute: 1)  # `test_training.py` has two
     train = TrainConfig.usual(Two, epochs=1)
     wish = Experiment(network=Two(), train=train, split=SplitConfig(num_folds=2))
     scores = cross_validate(levels, wish, RunFolder(str(tmp_path / "run")), Compute(num_workers="1"))

@@ -13,8 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from local_cluster import LocalCluster
 from sound_files import encode
 from test_predict import a_model, answer, read, speech, write
 
@@ -248,40 +246,6 @@ def test_a_worker_that_is_killed_costs_no_row_and_changes_none(run, tmp_path, mo
     for one, other in zip(disturbed[:2], undisturbed[:2], strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     assert disturbed[2]["recordings"]["seconds"] == pytest.approx(12 * 20)
-
-
-ON_GPUS = """
-import sys
-from ser_ray.base.settings import run_job
-from ser_ray.commands.predict import predict_job
-from ser_ray.predict import predict_on_ray
-
-class Pretends(predict_on_ray.Actor):  # where GPUs are mere names
-    def __init__(self, answerer):
-        super().__init__(answerer)
-        self.problem = ""
-
-if sys.argv.pop(1) == "pretends":
-    predict_on_ray.Actor = Pretends
-run_job(predict_job, sys.argv[1:])
-"""
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-@pytest.mark.timeout(300)
-def test_actors_on_gpus_answer_with_the_same_rows_or_say_why_not(run, tmp_path):
-    for k in range(3):
-        write(tmp_path / "in" / f"{k}.wav", speech(7, seed=k))
-    flags = ["--run", run, "--input", tmp_path / "in", "--output", tmp_path / "out", "--device", "cuda"]
-    with LocalCluster(1, "--num-gpus=1") as cluster:
-        said, codes = [], []
-        for how in ("plainly", "pretends"):
-            job = cluster.start("-c", ON_GPUS, how, *flags)
-            said.append(job.communicate()[0])
-            codes.append(job.returncode)
-    assert codes == [2, 0], said
-    assert "torch cannot use the GPU that Ray gave it" in said[0] and "Traceback" not in said[0]
-    assert read(tmp_path / "out")[0].equals(answer(run, tmp_path / "here", tmp_path / "in")[0])
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line(run, job, tmp_path):
