@@ -61,7 +61,7 @@ class Flags:
     """
 
     store: str = ""
-    labels: str = "all"
+    labels: tuple[str, ...] = ("all",)
     protocol: str = "speaker-independent"
     draws: int = 1
     epochs: int = 30
