@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ser_ray.features.kernels.padding import own_mask
+
 
 class Standardize(nn.Module):
     """Shift and scale each feature by statistics of the training rows, which travel with the weights.
@@ -38,8 +40,7 @@ def own_frames(lengths_B: Tensor | None, x_BCTF: Tensor) -> Tensor | None:
     """Return 1 for frames of the clips' own and 0 for padding, `[B, 1, T, 1]`; None where there is no padding."""
     if lengths_B is None:
         return None
-    own_BT = torch.arange(x_BCTF.shape[2], device=x_BCTF.device) < lengths_B[:, None]
-    return own_BT[:, None, :, None].to(x_BCTF.dtype)
+    return own_mask(lengths_B, x_BCTF.shape[2])[:, None, :, None].to(x_BCTF.dtype)
 
 
 def adopt(network: nn.Module, weights: dict[str, Tensor]) -> None:
