@@ -79,10 +79,12 @@ class _ByTorchaudio(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
+
         self.network = network
         self.first = _count_own_frames(network)
         for layer in network.encoder.transformer.layers:
-            if type(layer.attention).__name__ == "WavLMSelfAttention":
+            if isinstance(layer.attention, WavLMSelfAttention):
                 layer.attention.register_forward_pre_hook(_mask_keys, with_kwargs=True)
 
     def forward(self, waveform_BT: Tensor, lengths_B: Tensor | None = None) -> Sequence[Tensor]:
