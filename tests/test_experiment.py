@@ -215,7 +215,7 @@ def test_speakers_are_normalized_in_training_and_in_every_answer(made_frames, tm
     model = load_model(root)
     rows = choose_rows(open_rows(made_frames), wish)
     parts = split(rows, model.labels, SplitConfig())
-    speakers = Speakers(usual_speech(parts.train), listen(rows))
+    speakers = Speakers.of(rows.recipe.features, usual_speech(parts.train), listen(rows))
     raw = Examples.from_rows(parts.train, model.labels)
     usual = raw.statistics(torch.arange(len(raw)))
     for found in (speakers, model.normalizer({})):

@@ -50,7 +50,8 @@ def rows():
 
 @pytest.fixture(scope="module")
 def speakers(rows, tmp_path_factory):
-    return Speakers(USUAL_2F, listen(stored(tmp_path_factory.mktemp("two"), rows.slice(0, 7), rows.slice(7))))
+    known = listen(stored(tmp_path_factory.mktemp("two"), rows.slice(0, 7), rows.slice(7)))
+    return Speakers(USUAL_2F, known, framed=True)
 
 
 def normalize(speakers, rows):
@@ -85,9 +86,9 @@ def test_clips_are_brought_to_the_usual_by_all_that_is_known(rows, speakers):
 
 def test_what_is_known_does_not_depend_on_shards_and_nobody_else_is(rows, speakers, tmp_path):
     everything = stored(tmp_path, rows.take(pa.array(range(43, -1, -1))))
-    turned = Speakers(USUAL_2F, listen(everything))
+    turned = Speakers(USUAL_2F, listen(everything), framed=True)
     np.testing.assert_allclose(normalize(turned, rows), normalize(speakers, rows), atol=1e-4)
-    one = Speakers(USUAL_2F, listen(everything.take(everything.among("speaker_id", ["loud"]))))
+    one = Speakers(USUAL_2F, listen(everything.take(everything.among("speaker_id", ["loud"]))), framed=True)
     assert set(one.known) == {"loud"}
     raw, offsets = decode_features(rows["features"])
     left = normalize(one, rows)[offsets[40] :]
@@ -96,5 +97,5 @@ def test_what_is_known_does_not_depend_on_shards_and_nobody_else_is(rows, speake
 
 def test_bands_that_hardly_change_are_not_blown_up():
     frames = np.tile(USUAL_2F[0], (100_000, 1))
-    scale_F, _ = Speakers(USUAL_2F, {"flat": Known(len(frames), sums_of(frames))}).scale_and_shift("flat")
+    scale_F, _ = Speakers(USUAL_2F, {"flat": Known(len(frames), sums_of(frames))}, framed=True).scale_and_shift("flat")
     np.testing.assert_allclose(scale_F, USUAL_2F[1], rtol=1e-3)  # to a standard deviation of 1 dB at least

@@ -219,7 +219,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory(made_store, made_frames
     rows, method = task.train, task.method
     speakers = None
     if speaker_norm:
-        speakers = Speakers(worker_rows.usual_speech(rows), listen(open_rows(store)))
+        speakers = Speakers.of(rows.recipe.features, worker_rows.usual_speech(rows), listen(open_rows(store)))
     in_memory = Examples.from_rows(rows, LabelSet(), speakers)
     dataset = worker_rows.stream_rows(worker_rows.find_places(rows), shuffle=False)
 

@@ -110,7 +110,8 @@ def main(argv: list[str]) -> None:
         method = Method(changed.network, rows.recipe.features, parts.labels, changed.train, changed.changes)
         task = Task(method, parts.train, parts.validation, folder.root)
         if changed.speaker_norm:
-            task = replace(task, speakers=Speakers(usual_speech(task.train), listen(task.rows)))
+            usual_2F = usual_speech(task.train)
+            task = replace(task, speakers=Speakers.of(task.rows.recipe.features, usual_2F, listen(task.rows)))
         fitted = train(task, Place(wish.compute), partial(show_epoch, epochs=changed.train.epochs))
         best = max(fitted.history, key=lambda epoch: epoch["validation_uar"])
         last = fitted.history[-1]["validation_uar"]

@@ -56,7 +56,7 @@ class Speakers:
 
     usual_2F: np.ndarray
     known: dict[str, Known]
-    framed: bool = True
+    framed: bool
 
     @classmethod
     def of(cls, features: Features, usual_2F: np.ndarray, known: dict[str, Known]) -> Speakers:
