@@ -3,9 +3,12 @@
     python benchmarks/accuracy/heads.py --store STORE --protocol emobox --draws 2
     python benchmarks/accuracy/heads.py --store STORE --speaker-norm --epochs 15
 
-Every head is trained on each fold of the protocol, as often as validation speakers are drawn, to the last epoch; what
-is shown is the mean of the UAR of the speakers who validate. Those who are tested are never read. The store is one that
-`featurize.py --features encoder` made.
+Every head is trained on each fold of the protocol, as often as validation speakers are drawn. What is shown is the mean
+UAR of the speakers who validate, after the last epoch, and what it costs to keep an epoch that some of them chose, as
+training does: one half of them chooses, the other half tells how far that epoch is from the last. Speakers who are
+tested are never read. The store is one that `featurize.py --features encoder` made.
+
+Shapes: N clips, S states, F features of a state, H hidden units, C classes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,46 +91,68 @@ class WeightedMean(nn.Module):
         return self.classify(functional.dropout(x_BH, 0.5, self.training))
 
 
-def regress(by_state: bool) -> Callable[[Examples, Examples, int], float]:
+Head = Callable[[Examples, Examples, int], list[Tensor]]  # trains; what validation clips get, `logits_NC` of each epoch
+
+
+def regress(by_state: bool) -> Head:
     """Return logistic regression on all states side by side, or on their mean."""
 
-    def score(train: Examples, validation: Examples, num_classes: int) -> float:
+    def answer(train: Examples, validation: Examples, num_classes: int) -> list[Tensor]:
         mean_SF, std_SF = train.statistics(torch.arange(len(train)))
         x, y = (((each.values - mean_SF) / std_SF.clamp(min=1e-6)).float().numpy() for each in (train, validation))
         x, y = (each.reshape(len(each), -1) if by_state else each.mean(1) for each in (x, y))
         fitted = LogisticRegression(C=0.01, class_weight="balanced", max_iter=300).fit(x, train.targets.numpy())
         logits = np.full((len(y), num_classes), -np.inf)
         logits[:, fitted.classes_] = fitted.predict_log_proba(y)
-        return accuracy_and_uar(torch.from_numpy(logits), validation.targets)[1].item()
+        return [torch.from_numpy(logits)]
 
-    return score
+    return answer
 
 
-def train_head(
-    make: Callable[[tuple[int, int], int], nn.Module], epochs: int
-) -> Callable[[Examples, Examples, int], float]:
-    """Return a training of a network by the usual settings of `probe`."""
+def train_head(make: Callable[[tuple[int, int], int], nn.Module], **changes: Any) -> Head:
+    """Return a training of a network by the usual settings of `probe`, with changes."""
 
-    def score(train: Examples, validation: Examples, num_classes: int) -> float:
+    def answer(train: Examples, validation: Examples, num_classes: int) -> list[Tensor]:
         torch.manual_seed(0)
-        config = TrainConfig.usual(ProbeSpec(), epochs=epochs)
+        config = TrainConfig.usual(ProbeSpec(), **changes)
         network = make(tuple(train.values.shape[1:]), num_classes)
         network.standardize.set(*train.statistics(torch.arange(len(train))))
         counts_GC = torch.zeros(int(train.groups.max()) + 1, num_classes, dtype=torch.int64)
         counts_GC.index_put_((train.groups, train.targets), torch.ones(len(train), dtype=torch.int64), accumulate=True)
         learner = Learner(network, config, counts_GC, mixup=ProbeSpec().mixup)
-        for epoch in range(1, epochs + 1):
+        answers = []
+        for epoch in range(1, config.epochs + 1):
             parts = deal_batches(torch.arange(len(train)), config, epoch)
             learner.train_epoch(epoch, ((train, index_B) for index_B in parts), len(parts))
-        logits_NC = predict_logits(learner.averaged.eval(), validation)
-        return accuracy_and_uar(logits_NC, validation.targets)[1].item()
+            answers.append(predict_logits(learner.averaged.eval(), validation))
+        return answers
 
-    return score
+    return answer
+
+
+def score(answers: list[Tensor], targets_N: Tensor, speakers: list[str]) -> tuple[float, float]:
+    """Return the UAR after the last epoch, and by how much that of an epoch chosen by half of the speakers is higher.
+
+    Args:
+        answers: From a head, of each epoch.
+        targets_N: The classes.
+        speakers: Of each clip.
+    """
+
+    def uar(logits_NC: Tensor, some_N: Tensor) -> float:
+        return accuracy_and_uar(logits_NC[some_N], targets_N[some_N])[1].item()
+
+    one_N = torch.tensor(np.isin(speakers, sorted(set(speakers))[::2]))
+    gains = []
+    for chooses_N, tells_N in ((one_N, ~one_N), (~one_N, one_N)):
+        chosen = max(answers, key=lambda logits_NC: uar(logits_NC, chooses_N))
+        gains.append(uar(chosen, tells_N) - uar(answers[-1], tells_N))
+    return uar(answers[-1], torch.ones_like(one_N)), float(np.mean(gains))
 
 
 def read(rows: Rows, parts: Split, by_speaker: bool) -> tuple[Examples, Examples]:
     """Return the examples that train and those that validate."""
-    speakers = Speakers(usual_speech(parts.train), listen(rows)) if by_speaker else None
+    speakers = Speakers.of(rows.recipe.features, usual_speech(parts.train), listen(rows)) if by_speaker else None
     return tuple(Examples.from_rows(part, parts.labels, speakers) for part in (parts.train, parts.validation))
 
 
@@ -135,9 +161,10 @@ def main(argv: list[str]) -> None:
     if not flags.store:
         raise UserError("--store is missing: name a store that featurize.py --features encoder made")
     heads = {
-        "weighted mean of states, 256 units": train_head(WeightedMean, flags.epochs),
-        "probe": train_head(ProbeSpec().build, flags.epochs),
-        "probe, 128 units": train_head(ProbeSpec(hidden=128).build, flags.epochs),
+        "weighted mean of states, 256 units": train_head(WeightedMean, epochs=flags.epochs),
+        "probe": train_head(ProbeSpec().build, epochs=flags.epochs),
+        "probe, 128 units": train_head(ProbeSpec(hidden=128).build, epochs=flags.epochs),
+        "probe, no moving average": train_head(ProbeSpec().build, epochs=flags.epochs, ema=0.0),
         "logistic regression": regress(by_state=True),
         "logistic regression on the mean": regress(by_state=False),
     }
@@ -147,18 +174,31 @@ def main(argv: list[str]) -> None:
     rows, labels = open_rows(Store(flags.store)), parse_labels(flags.labels)
     if len(shape_of(rows.recipe.features.arrow_type())) != 2:
         raise UserError(f"--store {flags.store} holds no states of an encoder")
-    config, uars = SplitConfig(protocol=flags.protocol), {name: [] for name in chosen}
+    config, scores = SplitConfig(protocol=flags.protocol), {name: [] for name in chosen}
     for fold in range(num_folds(rows, config)):
         for seed in range(flags.draws):
             parts = split(rows, labels, SplitConfig(protocol=flags.protocol, fold=fold, seed=seed))
             train, validation = read(rows, parts, flags.speaker_norm)
-            for name, score in chosen.items():
-                uars[name].append(score(train, validation, len(parts.labels.names)))
-        say(f"fold {fold}: " + ", ".join(f"{name} {100 * np.mean(each):.1f}" for name, each in uars.items()))
-    table = [{"head": name, "UAR": float(np.mean(each)), "trainings": len(each)} for name, each in uars.items()]
+            speakers = parts.validation["speaker_id"].to_pylist()
+            for name, head in chosen.items():
+                answers = head(train, validation, len(parts.labels.names))
+                scores[name].append(score(answers, validation.targets, speakers))
+        so_far = (f"{name} {100 * np.mean(each, 0)[0]:.1f}" for name, each in scores.items())
+        say(f"folds 0 to {fold}: " + ", ".join(so_far))
+    table = []
+    for name, each in scores.items():
+        uar, chosen_more = np.mean(each, 0)
+        errors = np.std(each, 0) / len(each) ** 0.5
+        figures = {
+            "UAR": uar,
+            "standard error": errors[0],
+            "epoch by UAR": chosen_more,
+            "its standard error": errors[1],
+        }
+        table.append({"head": name, **{key: float(figure) for key, figure in figures.items()}, "trainings": len(each)})
     show_table(f"{flags.protocol}, validation speakers", table)
     command = shlex.join(["python", *sys.argv])
-    write_figures(flags.json, {"command": command, "machine": machine(), "uars": uars, "rows": table})
+    write_figures(flags.json, {"command": command, "machine": machine(), "scores": scores, "rows": table})
 
 
 if __name__ == "__main__":

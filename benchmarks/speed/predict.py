@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 import soundfile as sf
 
 from ser_ray.base.console import say, show_table
+from ser_ray.base.errors import UserError
 from ser_ray.base.settings import choice, parse_flags, pick_config, run_job
 
 sys.path.extend(str(Path(__file__).parents[2] / room) for room in ("benchmarks", "tests"))
@@ -136,9 +137,15 @@ def answer_by_a_job(run: str, folder: str, output: Path, flags: Flags) -> dict[s
 
 
 def measure_pace(output: Path, cores: int) -> float:
-    """Return the seconds that all windows take at the pace from when each core has done a task to the last one."""
+    """Return the seconds that all windows take at the pace from when each core has done a task to the last one.
+
+    Raises:
+        UserError: There was one task alone.
+    """
     files = (output / "windows").glob("*.parquet")
     tasks = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in files)
+    if len(tasks) < 2:
+        raise UserError("one task did all windows, which tells no pace: choose more --minutes")
     windows = [rows for _, rows in tasks]
     begun = min(cores, len(tasks) - 1)
     return (tasks[-1][0] - tasks[begun - 1][0]) * sum(windows) / sum(windows[begun:])
