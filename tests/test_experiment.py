@@ -129,11 +129,27 @@ def test_members_after_the_first_learn_from_its_validation_speakers(three, made_
         torch.testing.assert_close(member.standardize.mean_F.double(), mean_F, rtol=1e-5, atol=1e-5)
 
 
+def test_a_network_that_is_trained_once_more_answers_instead_of_the_validated_one(three, made_store, tmp_path):
+    """It is what the second of several members is; the temperature is that of the one that was validated."""
+    wish, _, _, others = three
+    again = dataclasses.replace(wish, members=1, train=dataclasses.replace(wish.train, refit=True))
+    with training_here():
+        scores = train(made_store, again, tmp_path / "run")
+    assert "the network that answers learned from validation speakers too" in scores["description"]
+    model = load_model(str(tmp_path / "run"))
+    (only,) = model.members
+    torch.testing.assert_close(only.state_dict(), others.members[1].state_dict())
+    assert model.temperature == others.temperature and model.trained_on == others.trained_on
+
+
 def test_members_that_make_no_sense_are_refused():
     with pytest.raises(UserError, match="--members must be 1 or more, got 0"):
         todo(members=0)
-    with pytest.raises(UserError, match="--members 2: only the first is validated, so it takes --schedule one-cycle"):
+    why = "only the first network is validated, so it takes --schedule one-cycle"
+    with pytest.raises(UserError, match=f"--members 2: {why}"):
         todo(members=2)
+    with pytest.raises(UserError, match=f"--refit: {why}"):
+        todo(refit=True)
 
 
 @pytest.fixture(scope="module")

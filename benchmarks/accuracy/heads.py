@@ -16,7 +16,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
-from ser_ray.base.settings import parse_flags, pick_config, run_job
+from ser_ray.base.settings import between, check_settings, parse_flags, pick_config, run_job
 from ser_ray.experiment.protocols import SplitConfig
 from ser_ray.experiment.splits import Split, num_folds, split
 from ser_ray.features.arrays import shape_of
@@ -58,6 +58,7 @@ class Flags:
         labels: The classes, as for training.
         protocol: As for training.
         draws: How often validation speakers are drawn in each fold.
+        speakers: Part of the training speakers that train, to see what more of them are worth.
         epochs: Of networks.
         speaker_norm: Whether features are normalized by speaker.
         heads: Which heads to try; all when empty.
@@ -68,10 +69,14 @@ class Flags:
     labels: tuple[str, ...] = ("all",)
     protocol: str = "speaker-independent"
     draws: int = 1
+    speakers: float = between(1.0, 0, 1, above=True)
     epochs: int = 30
     speaker_norm: bool = False
     heads: tuple[str, ...] = ()
     json: str = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class WeightedMean(nn.Module):
@@ -150,6 +155,13 @@ def score(answers: list[Tensor], targets_N: Tensor, speakers: list[str]) -> tupl
     return uar(answers[-1], torch.ones_like(one_N)), float(np.mean(gains))
 
 
+def thin(train: Rows, part: float, *seeds: int) -> Rows:
+    """Return the rows of a part of the speakers."""
+    names = sorted(train.values("speaker_id"))
+    kept = np.random.default_rng(seeds).choice(names, round(part * len(names)), replace=False)
+    return train.take(train.among("speaker_id", kept.tolist()))
+
+
 def read(rows: Rows, parts: Split, by_speaker: bool) -> tuple[Examples, Examples]:
     """Return the examples that train and those that validate."""
     speakers = Speakers.of(rows.recipe.features, usual_speech(parts.train), listen(rows)) if by_speaker else None
@@ -178,6 +190,7 @@ def main(argv: list[str]) -> None:
     for fold in range(num_folds(rows, config)):
         for seed in range(flags.draws):
             parts = split(rows, labels, SplitConfig(protocol=flags.protocol, fold=fold, seed=seed))
+            parts = replace(parts, train=thin(parts.train, flags.speakers, fold, seed))
             train, validation = read(rows, parts, flags.speaker_norm)
             speakers = parts.validation["speaker_id"].to_pylist()
             for name, head in chosen.items():

@@ -24,8 +24,9 @@ class Experiment:
     Attributes:
         corpus: Corpora to use; empty for all in the store.
         labels: Classes: `all`, `six` (those of CREMA-D), emotions by name, and merges such as `calm=neutral`.
-        members: Networks to train; they answer together, by their mean. The first is validated; the others, each with a
-            seed of its own, learn from its validation speakers too, to the last epoch.
+        members: Networks that answer together, by their mean. The first is validated; the others, each with a seed of
+            its own, learn from its validation speakers too, to the last epoch. With `refit` all are such others, and
+            the one that is validated does not answer.
         start_from: A finished run, or its model, of the same network, from whose weights training starts; for a small
             corpus, one of a larger one. It must not have been trained on speakers that are tested or validate here.
         speaker_norm: Normalize features by their mean and standard deviation over all clips of the same speaker, tested
@@ -58,10 +59,15 @@ class Experiment:
             object.__setattr__(self, "train", TrainConfig.usual(self.network))
         if self.changes is None and self.network.changes_frames:
             object.__setattr__(self, "changes", FrameAugmentConfig())
-        if self.members > 1 and self.train.schedule == "plateau":
-            raise UserError(f"--members {self.members}: only the first is validated, so it takes --schedule one-cycle")
+        if self.count_networks() > 1 and self.train.schedule == "plateau":
+            flag = "--refit" if self.train.refit else f"--members {self.members}"
+            raise UserError(f"{flag}: only the first network is validated, so it takes --schedule one-cycle")
         if self.speaker_norm and not self.network.takes_speaker_norm:
             raise UserError(f"--speaker-norm is not for --model {self.network.name}, which is as its recipe has it")
+
+    def count_networks(self) -> int:
+        """Return how many networks are trained: those that answer, and with `refit` one that is only validated."""
+        return self.members + self.train.refit
 
     def identity(self, rows: Rows) -> dict[str, Any]:
         """Return what makes two runs the same; where and how they ran does not matter."""

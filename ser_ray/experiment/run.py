@@ -53,7 +53,7 @@ class Plan:
         leaks: What these share, counted.
         folder: Where the run is.
         start: The model that training starts from; None for drawn weights.
-        tasks: What is to be trained, one task a member.
+        tasks: What is to be trained; the first network is validated, the others learn from its speakers too.
         description: All of it in words.
     """
 
@@ -129,31 +129,31 @@ def plan_run(
     speakers = None
     if experiment.speaker_norm:
         speakers = Speakers.of(rows.recipe.features, usual_speech(parts.train), known or {})
-    several = experiment.members > 1
+    count = experiment.count_networks()
     starts = [network.state_dict() for network in start.members] if start else [None]
     tasks = []
-    for k in range(experiment.members):
+    for k in range(count):
         config = replace(experiment.train, seed=experiment.train.seed + k)
         method = Method(experiment.network, rows.recipe.features, parts.labels, config, experiment.changes)
         task = Task(
             method,
             parts.train.union(parts.validation) if k else parts.train,
             parts.validation.take(np.zeros(0, int)) if k else parts.validation,
-            folder.inner(f"member-{k}").root if several else folder.root,
+            folder.inner(f"member-{k}").root if count > 1 else folder.root,
             speakers,
             starts[k % len(starts)],
-            {**(names or {}), **({"member": k} if several else {})},
+            {**(names or {}), **({"member": k} if count > 1 else {})},
         )
         tasks.append(task)
     return Plan(experiment, rows, parts, leaks, folder, start, tasks, _describe(experiment, parts))
 
 
 def finish_run(plan: Plan, fitted: Sequence[Fitted], device: str) -> dict[str, Any]:
-    """Make the model of trained members, test it, and write the run's folder.
+    """Make the model of trained networks, test it, and write the run's folder.
 
     Args:
         plan: The run.
-        fitted: What the training of each member gave.
+        fitted: What each of its trainings gave.
         device: Where it answers (`Compute.device`).
 
     Returns:
@@ -164,7 +164,7 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted], device: str) -> dict[str, A
     network, speakers = experiment.network, plan.tasks[0].speakers
     trained_on = parts.train.values("speaker_id") | parts.validation.values("speaker_id")
     model = Model(
-        members=[one.network for one in fitted],
+        members=[one.network for one in fitted[experiment.train.refit :]],
         network=network,
         features=rows.recipe.features,
         labels=parts.labels,
@@ -175,9 +175,9 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted], device: str) -> dict[str, A
         device=device,
     )
     model.domain = _measure_domain(parts, plan.start)
-    validation = _calibrate(model, parts.validation, speakers)
+    validation = _calibrate(model, fitted[0], parts.validation, speakers)
     predictions = model.predict_rows(parts.test, speakers.known if speakers else None)
-    several = experiment.members > 1
+    several = len(fitted) > 1
     history = [({"member": k} if several else {}) | epoch for k, one in enumerate(fitted) for epoch in one.history]
     made = any(part.made_speech for part in (parts.train, parts.validation, parts.test))
     scores = Scores(
@@ -210,7 +210,10 @@ def finish_run(plan: Plan, fitted: Sequence[Fitted], device: str) -> dict[str, A
 def _describe(experiment: Experiment, parts: Split) -> str:
     """Say in words who is tested on, and by what."""
     text = parts.description
-    if experiment.members > 1:
+    if experiment.train.refit:
+        who = f"the {experiment.members} networks that answer" if experiment.members > 1 else "the network that answers"
+        text += f" After validation {who} learned from validation speakers too."
+    elif experiment.members > 1:
         text += (
             f" {experiment.members} networks answer together; only the first, which gives the scores on validation "
             "speakers, was not trained on these."
@@ -248,14 +251,14 @@ def _measure_domain(parts: Split, start: Model | None) -> Domain | None:
     return join_domains([own, start.domain]) if start else own
 
 
-def _calibrate(model: Model, rows: Rows, speakers: Speakers | None) -> pa.Table:
-    """Fit the temperature to what the first member says of validation rows; the others, trained on them, take it.
+def _calibrate(model: Model, validated: Fitted, rows: Rows, speakers: Speakers | None) -> pa.Table:
+    """Fit the temperature to what one network says of validation rows; the others, trained on them, take it.
 
     Returns:
         What it says of them with that temperature (`tell_rows`).
     """
     examples = Examples.from_rows(rows, model.labels, speakers)
-    logits_NC = replace(model, members=model.members[:1]).logits(examples).double().numpy()
+    logits_NC = replace(model, members=[validated.network]).logits(examples).double().numpy()
     model.temperature = fit_temperature(logits_NC, examples.targets.numpy())
     return tell_rows(rows, softmax(logits_NC / model.temperature, axis=1), model.labels)
 

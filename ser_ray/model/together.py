@@ -1,8 +1,8 @@
 """`Together`: the models of several runs, or of all folds of one, that answer as one, and how much each counts.
 
 Runs count by weights that are fitted, as a temperature is, to what they said of the speakers who validated them
-(`validation.parquet`, the answers of each run's first member, which has not heard these speakers). Where runs validated
-on different speakers, or one does not keep its answers, they count alike. The folds of one run always do.
+(`validation.parquet`, the answers of each run's first network, which has not heard these speakers). Where runs
+validated on different speakers, or one does not keep its answers, they count alike. The folds of one run always do.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def refuse_twice(roots: Sequence[str]) -> None:
 
 
 def read_validation(root: str) -> pa.Table | None:
-    """Return what a run's first member said of its validation clips; None for a run of an earlier version."""
+    """Return what a run's first network said of its validation clips; None for a run of an earlier version."""
     path = storage.join(root, VALIDATION)
     if not storage.exists(path):
         return None

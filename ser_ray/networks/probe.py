@@ -25,6 +25,7 @@ class ProbeSpec:
     training: ClassVar[dict[str, Any]] = {
         **{"epochs": 30, "batch_size": 32, "learning_rate": 2e-3, "schedule": "one-cycle", "weight_decay": 0.05},
         **{"label_smoothing": 0.1, "balance": 1.0, "ema": 0.99, "monitor": "validation_uar", "patience": 30},
+        **{"refit": True},
     }
     changes_frames: ClassVar[bool] = False
     views: ClassVar[tuple[tuple[float, float], ...]] = ()

@@ -4,7 +4,7 @@ RUN/run.json               what was asked for; the run's identity
 RUN/checkpoints/           of the training, with the best weights so far; with several members under member-K/
 RUN/model/                 the model
 RUN/fold-K/                with `--fold all`: a run for each fold
-RUN/validation.parquet     one row per validation clip, answered by the first member; of each fold in its own folder
+RUN/validation.parquet     one row per validation clip, answered by the first network; of each fold in its own folder
 RUN/predictions.parquet    one row per tested clip
 RUN/history.csv            one row per epoch
 RUN/report.html            the page for people

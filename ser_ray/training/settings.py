@@ -28,6 +28,8 @@ class TrainConfig:
         ema: Decay per step of the moving average of the weights that is validated and kept; 0 keeps the weights.
         monitor: What decides the best epoch, `validation_uar` or `validation_loss`.
         patience: Epochs without a better one after which training stops.
+        refit: Train once more, on validation speakers too and to the last epoch, and keep that network; the one that is
+            validated tells the scores on these speakers and the temperature alone.
         precision: `bf16` runs the network in bfloat16 where that is safe (autocast), `float32` does not; `auto` is
             bf16 on GPUs. Some processors gain from it too.
         seed: Seed of weights, shuffling, dropout, augmentation and splits.
@@ -44,6 +46,7 @@ class TrainConfig:
     ema: float = between(0.0, 0, 0.99999)
     monitor: str = choice("validation_loss", "validation_uar")
     patience: int = between(5, 1)
+    refit: bool = False
     precision: str = choice("auto", "bf16", "float32")
     seed: int = 0
 
