@@ -26,7 +26,7 @@ from ser_ray.scores.run_folder import read_run
 
 ABLATION, KNOWN = "ablation-", "known-"  # how names of their files begin, beside those of the runs
 SPEAKER_NORM = "python benchmarks/accuracy/speaker_norm.py --run RUN --store STORE"
-SHOWN = "log-mel-resnet-emobox-ravdess-fold-all"  # whose confusion matrix is drawn
+SHOWN = "log-mel-resnet-x3-emobox-ravdess-fold-all"  # whose confusion matrix is drawn
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -130,7 +130,9 @@ def file_name(run: dict[str, Any]) -> str:
     labels = [] if config["labels"] in (["all"], ("all",)) else config["labels"]
     kinds = ("speaker-norm", has_speaker_norm(run)), ("masks", has_masks(run)), ("started", has_start(run))
     kind = [word for word, true in kinds if true]
-    words = [config["model"]["model"], *kind, run["protocol"], *config["corpus"], *labels, f"fold-{run['fold']}"]
+    members = [f"x{config['members']}"] if config.get("members", 1) > 1 else []  # older runs have one
+    name = [config["model"]["model"], *members, *kind]
+    words = [*name, run["protocol"], *config["corpus"], *labels, f"fold-{run['fold']}"]
     return "-".join(map(str, words)).replace("_", "-").replace("=", "-").replace(", ", "-")
 
 
