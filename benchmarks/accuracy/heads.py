@@ -8,7 +8,7 @@ UAR of the speakers who validate, after the last epoch, and what it costs to kee
 training does: one half of them chooses, the other half tells how far that epoch is from the last. Speakers who are
 tested are never read. The store is one that `featurize.py --features encoder` made.
 
-Shapes: N clips, S states, F features of a state, H hidden units, C classes.
+Shapes: N clips, S states, F features of a state, D those of all, A axes, H hidden units, C classes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_ray.base.console import say, show_table
 from ser_ray.base.errors import UserError
 from ser_ray.base.settings import between, check_settings, parse_flags, pick_config, run_job
+from ser_ray.experiment.experiment import choose_corpora
 from ser_ray.experiment.protocols import SplitConfig
 from ser_ray.experiment.splits import Split, num_folds, split
 from ser_ray.features.arrays import shape_of
@@ -55,6 +55,7 @@ class Flags:
 
     Attributes:
         store: A store of an encoder's states.
+        corpus: Corpora to use; empty for all in the store.
         labels: The classes, as for training.
         protocol: As for training.
         draws: How often validation speakers are drawn in each fold.
@@ -66,6 +67,7 @@ class Flags:
     """
 
     store: str = ""
+    corpus: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("all",)
     protocol: str = "speaker-independent"
     draws: int = 1
@@ -96,20 +98,37 @@ class WeightedMean(nn.Module):
         return self.classify(functional.dropout(x_BH, 0.5, self.training))
 
 
+L2 = 0.1  # of logistic regression
+
 Head = Callable[[Examples, Examples, int], list[Tensor]]  # trains; what validation clips get, `logits_NC` of each epoch
 
 
 def regress(by_state: bool) -> Head:
-    """Return logistic regression on all states side by side, or on their mean."""
+    """Return logistic regression on all states side by side, or on their mean; classes count alike."""
 
     def answer(train: Examples, validation: Examples, num_classes: int) -> list[Tensor]:
         mean_SF, std_SF = train.statistics(torch.arange(len(train)))
-        x, y = (((each.values - mean_SF) / std_SF.clamp(min=1e-6)).float().numpy() for each in (train, validation))
-        x, y = (each.reshape(len(each), -1) if by_state else each.mean(1) for each in (x, y))
-        fitted = LogisticRegression(C=0.01, class_weight="balanced", max_iter=300).fit(x, train.targets.numpy())
-        logits = np.full((len(y), num_classes), -np.inf)
-        logits[:, fitted.classes_] = fitted.predict_log_proba(y)
-        return [torch.from_numpy(logits)]
+        x, y = (((each.values - mean_SF) / std_SF.clamp(min=1e-6)).float() for each in (train, validation))
+        x_ND, y_ND = (each.flatten(1) if by_state else each.mean(1) for each in (x, y))
+        # Weights lie in what the training clips span, so that as many axes as there are clips tell all of them.
+        square_N, axes_NN = torch.linalg.eigh((x_ND @ x_ND.T).double())
+        length_N, axes_NN = (kept[..., square_N > 1e-7 * square_N.max()] for kept in (square_N.sqrt(), axes_NN))
+        x_NA, y_NA = axes_NN * length_N, (y_ND @ x_ND.T).double() @ (axes_NN / length_N)
+        counts_C = torch.bincount(train.targets, minlength=num_classes).clamp(min=1)
+        weight_C = len(train) / (num_classes * counts_C.double())
+        weight_AC = torch.zeros(x_NA.shape[1], num_classes, dtype=torch.float64, requires_grad=True)
+        bias_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight_AC, bias_C], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            costs_N = functional.cross_entropy(x_NA @ weight_AC + bias_C, train.targets, reduction="none")
+            cost = (costs_N * weight_C[train.targets]).mean() + L2 * weight_AC.square().sum() / 2
+            cost.backward()
+            return cost
+
+        optimizer.step(loss)
+        return [(y_NA @ weight_AC + bias_C).detach()]
 
     return answer
 
@@ -183,7 +202,8 @@ def main(argv: list[str]) -> None:
     if unknown := set(flags.heads) - set(heads):
         raise UserError(f"--heads {min(unknown)}: choose from {', '.join(heads)}")
     chosen = {name: heads[name] for name in flags.heads or heads}
-    rows, labels = open_rows(Store(flags.store)), parse_labels(flags.labels)
+    rows = choose_corpora(open_rows(Store(flags.store)), flags.corpus, "in the store, which holds")
+    labels = parse_labels(flags.labels)
     if len(shape_of(rows.recipe.features.arrow_type())) != 2:
         raise UserError(f"--store {flags.store} holds no states of an encoder")
     config, scores = SplitConfig(protocol=flags.protocol), {name: [] for name in chosen}
