@@ -15,8 +15,8 @@ from ser_ray.networks.probe import ProbeSpec
 class Probe(nn.Module):
     """One hidden layer on all states side by side, so that each state has weights of its own.
 
-    A mean of the states with one learned weight each (Yang et al., SUPERB, 2021) recognizes validation speakers worse
-    (docs/encoders.md).
+    A mean of the states with one learned weight each (Yang et al., SUPERB, 2021) recognizes validation speakers no
+    better (docs/encoders.md).
     """
 
     def __init__(self, shape: tuple[int | None, ...], num_classes: int, config: ProbeSpec) -> None:
